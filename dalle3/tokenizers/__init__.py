@@ -1,0 +1,1 @@
+"""Text tokenizers: a caption becomes the ids its model was trained on."""

@@ -1,0 +1,1 @@
+"""A small, pure diffusion library: it knows tensors and callables, never codes, captions or CLIP."""
