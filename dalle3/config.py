@@ -97,7 +97,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         if value not in get_args(hint):
             raise ConfigError(f"{where} is {value!r}; it may be {', '.join(map(repr, get_args(hint)))}")
         return value
-    if hint is Path:
+    if hint is Path and isinstance(value, (str, Path)):
         return Path(value)
     if hint is float and type(value) is int:
         return float(value)
