@@ -1,0 +1,179 @@
+"""Pictures and where they go: a folder for each prompt, whole files, and with each picture the recipe that made it.
+
+outputs/manifest.jsonl                          one line for each picture ever written here
+outputs/a_red_circle/caption.txt 0.png 0.npy    `0-0.3127.png` where CLIP ranked them, best first
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dalle3.errors import OutputError
+from dalle3.files import whole_file
+from dalle3.log import note
+
+NUMBERED = re.compile(r"(\d+)(-.*)?\.(png|npy|jpg)")
+NAME_CHARACTERS, NAME_BYTES = 100, 240  # file systems take names of 255 bytes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """A picture as the model drew it. It shows itself in a notebook."""
+
+    image: Image.Image
+    codes: np.ndarray  # (h, w) int64
+    seed: int
+    index: int  # which of the seed's pictures: `index=` draws this one alone
+    score: float | None = None  # CLIP similarity to the prompt, in [-1, 1], where it was asked for
+    recipe: dict[str, Any] = field(default_factory=dict, repr=False)  # everything needed to draw it again
+
+    def save(self, path: str | os.PathLike[str], *, metadata: bool = True) -> None:
+        """Writes the picture, whole or not at all; PNG files also hold the recipe.
+
+        Raises:
+            OutputError: the place cannot be written, or its ending names no image format.
+        """
+        path = Path(path)
+        formats = Image.registered_extensions()
+        if (kind := formats.get(path.suffix.lower())) is None:
+            raise OutputError(f"{path} does not end in an image format; end it in .png, .jpg or .webp")
+        text = {"pnginfo": png_text(self.recipe)} if kind == "PNG" and metadata else {}
+        with whole_file(path) as partial:
+            self.image.save(partial, format=kind, **text)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.image.save(buffer, format="PNG")
+        return buffer.getvalue()
+
+
+def png_text(recipe: dict[str, Any]) -> PngInfo:
+    """The text chunks of a PNG: `dalle3`, the recipe as JSON, and `parameters`, the line other tools read."""
+    info = PngInfo()
+    info.add_text("dalle3", json.dumps(recipe, ensure_ascii=False))
+    info.add_text("parameters", parameters_line(recipe))
+    return info
+
+
+def parameters_line(recipe: dict[str, Any]) -> str:
+    """A recipe in the form of AUTOMATIC1111's web UI, which many viewers of pictures show."""
+    weights = recipe.get("weights", {}).get("dalle") or "unknown"
+    facts = {
+        "Seed": recipe.get("seed"),
+        "Index": recipe.get("index"),
+        **{key: value for key, value in recipe.get("settings", {}).items() if value is not None},
+        "Size": "x".join(map(str, recipe["size"])) if "size" in recipe else None,
+        "Model hash": weights[:10],
+        "Version": f"dalle3 {recipe.get('versions', {}).get('dalle3')}",
+    }
+    return f"{recipe.get('prompt')}\n" + ", ".join(f"{key}: {value}" for key, value in facts.items())
+
+
+def folder_name(prompt: str) -> str:
+    """The first 100 characters of `prompt` as a folder name that any file system takes, blanks as underscores."""
+    name = re.sub(r'[\s<>:"/\\|?*\x00-\x1f\x7f]', "_", prompt)[:NAME_CHARACTERS].strip(".")
+    while len(name.encode()) > NAME_BYTES:
+        name = name[:-1]
+    return name or "_"
+
+
+class Gallery:
+    """A folder of outputs. Nothing in it is ever overwritten: new pictures take the numbers after the highest."""
+
+    def __init__(self, root: Path, *, codes: bool = False, metadata: bool = True) -> None:
+        self.root, self.codes, self.metadata = root, codes, metadata
+        self.shift: dict[Path, int] = {}  # how far each folder's new numbers are moved up
+
+    def add(self, picture: Picture, *, prompt: str, place: int) -> Path:
+        """Writes a picture under number `place`, or the next free ones, and returns the path of its PNG.
+
+        Raises:
+            OutputError: the disk is full or the place cannot be written; what was written before stays whole.
+        """
+        folder = self._folder(prompt)
+        with _locked(folder):
+            number = self._number(folder, place)
+            score = "" if picture.score is None else f"-{picture.score:.4f}"
+            path = folder / f"{number}{score}.png"
+            if self.codes:
+                _save_codes(folder / f"{number}.npy", picture.codes)
+            picture.save(path, metadata=self.metadata)
+        if self.metadata:
+            line = {"file": path.relative_to(self.root).as_posix(), **picture.recipe}
+            append_line(self.root / "manifest.jsonl", json.dumps(line, ensure_ascii=False))
+        return path
+
+    def _folder(self, prompt: str) -> Path:
+        """The folder of this prompt: one that begins alike but holds another prompt is left alone."""
+        name, number = folder_name(prompt), 1
+        while True:
+            folder = self.root / (name if number == 1 else f"{name}-{number}")
+            caption = folder / "caption.txt"
+            if not caption.exists():
+                with whole_file(caption) as partial:
+                    partial.write_text(prompt, encoding="utf-8")
+            if caption.read_text(encoding="utf-8", errors="replace") == prompt:
+                return folder
+            number += 1
+
+    def _number(self, folder: Path, place: int) -> int:
+        taken = {int(match[1]) for entry in folder.iterdir() if (match := NUMBERED.fullmatch(entry.name))}
+        if place + self.shift.get(folder, 0) in taken:
+            self.shift[folder] = max(taken) + 1 - place
+            note(f"{folder} holds pictures already; numbering on from {max(taken) + 1}")
+        return place + self.shift.get(folder, 0)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds one line to the end of a file, whole or not at all, also while others append.
+
+    Raises:
+        OutputError: the disk is full or the file cannot be written.
+    """
+    data = line.encode() + b"\n"
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            before = os.fstat(file).st_size
+            if os.write(file, data) != len(data):  # a full disk takes the part that fits
+                os.ftruncate(file, before)
+                raise OutputError(f"{path} was not written: no space left on device")
+        finally:
+            os.close(file)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path} was not written: {error.strerror or error}") from error
+
+
+def _save_codes(path: Path, codes: np.ndarray) -> None:
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.save(file, codes.astype(np.int64).reshape(-1), allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds `folder` against other processes, so that two runs of one prompt never take the same number."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks; there one run at a time
+        yield
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
