@@ -1,0 +1,96 @@
+"""From a picture of any size to the square a network takes."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from dalle3.config import option
+from dalle3.data.base import BrokenSampleError
+from dalle3.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """How pictures are cut to a square."""
+
+    random_resize_crop_lower_ratio: float = option(
+        0.75, help="smallest part of the largest square that a random crop keeps; 1 is the centre crop"
+    )
+    flip: bool = option(False, help="mirror half of the pictures; wrong where captions say left and right")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError unless the ratio is in (0, 1]."""
+        if not 0 < self.random_resize_crop_lower_ratio <= 1:
+            found = self.random_resize_crop_lower_ratio
+            raise ConfigError(f"random_resize_crop_lower_ratio is {found}; it must be above 0 and at most 1")
+
+
+class Crop:
+    """Turns a picture into uint8 (3, image_size, image_size)."""
+
+    def __init__(self, image_size: int, config: CropConfig) -> None:
+        self.image_size, self.config = image_size, config
+
+    def __call__(self, picture: Image.Image, rng: torch.Generator) -> Tensor:
+        box = crop_box(picture.size, lower_ratio=self.config.random_resize_crop_lower_ratio, rng=rng)
+        size = (self.image_size, self.image_size)
+        square = to_tensor(picture.resize(size, Image.Resampling.BICUBIC, box=box))
+        mirrored = self.config.flip and torch.rand((), generator=rng).item() < 0.5
+        return square.flip(-1) if mirrored else square
+
+
+def crop_box(size: tuple[int, int], *, lower_ratio: float, rng: torch.Generator) -> tuple[int, int, int, int]:
+    """A square of a picture of `size` (width, height): left, top, right, bottom.
+
+    Its area is uniform in [lower_ratio, 1] of the largest square, its place uniform; at 1 it is the central square.
+    """
+    width, height = size
+    if lower_ratio >= 1:
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return left, top, left + side, top + side
+    area, x, y = torch.rand(3, generator=rng).tolist()
+    side = max(1, round(min(width, height) * math.sqrt(lower_ratio + (1 - lower_ratio) * area)))
+    left, top = round(x * (width - side)), round(y * (height - side))
+    return left, top, left + side, top + side
+
+
+def decode_picture(content: bytes, *, where: str) -> Image.Image:
+    """The RGB picture in a file's bytes; what is transparent is shown on white.
+
+    Raises:
+        BrokenSampleError: it is not a whole picture that Pillow can read.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            opened.load()
+            return to_rgb(opened)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise BrokenSampleError(f"{where}: not a readable picture ({reason})") from None
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """The picture in RGB; without a white ground, a transparent one would show colours nobody sees."""
+    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
+        return picture.convert("RGB")
+    layered = picture.convert("RGBA")
+    ground = Image.new("RGBA", layered.size, "white")
+    return Image.alpha_composite(ground, layered).convert("RGB")
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """An RGB picture as uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(picture, np.uint8)).permute(2, 0, 1).contiguous()
+
+
+def keep(codes: Tensor, rng: torch.Generator) -> Tensor:
+    """The codes as they are: pre-encoded pictures were cut when they were encoded."""
+    return codes
