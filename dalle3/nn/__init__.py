@@ -1,0 +1,1 @@
+"""Leaves and wiring of transformers; nothing here has seen a configuration."""
