@@ -61,3 +61,8 @@ def home() -> Path:
 def openai_clip_cache() -> Path:
     """Where OpenAI's `clip` package keeps the archives it downloaded."""
     return Path.home() / ".cache" / "clip"
+
+
+def dalle_pytorch_cache() -> Path:
+    """Where dalle-pytorch keeps the image tokenizers it downloaded."""
+    return Path.home() / ".cache" / "dalle"
