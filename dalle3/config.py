@@ -71,9 +71,14 @@ def _parsing(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     if get_origin(hint) is tuple:
-        item = get_args(hint)[0]
-        return {"type": lambda text: tuple(item(part.strip()) for part in text.split(",")), "metavar": "A,B"}
+        return {"type": lambda text: _split(text, get_args(hint)[0]), "metavar": "A,B"}
     return {"type": hint}
+
+
+def _split(text: str, item: Any) -> tuple:
+    if get_origin(item) is tuple:
+        return tuple(_split(part, get_args(item)[0]) for part in text.split(";"))
+    return tuple(item(part.strip()) for part in text.split(","))
 
 
 def _encode(value: Any) -> Any:

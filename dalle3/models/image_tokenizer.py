@@ -22,7 +22,7 @@ class ImageTokenizer(Protocol):
     image_size: int  # the side in pixels it was made for
 
     def encode(self, images: Tensor) -> Tensor:
-        """The codes (B, h, w), int64, of pictures (B, 3, H, W) in [0, 1].
+        """The codes (B, h, w), int64, of pictures (B, 3, H, W) in [0, 1] of any floating type.
 
         Raises:
             ImageError: H or W is not a multiple of `factor`.
@@ -34,14 +34,16 @@ class ImageTokenizer(Protocol):
         ...
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] of codes (B, h, w)."""
+        """Pictures (B, 3, H, W), float32 in [0, 1] whatever the weights' type, of codes (B, h, w)."""
         ...
 
 
 def check_images(images: Tensor, factor: int) -> None:
-    """Raises ImageError unless `images` is (B, 3, H, W) with sides that are multiples of `factor`."""
+    """Raises ImageError unless `images` is a floating (B, 3, H, W) with sides that are multiples of `factor`."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ImageError(f"pictures of shape {tuple(images.shape)}; the image tokenizer takes (B, 3, H, W)")
+    if not images.is_floating_point():
+        raise ImageError(f"pictures of {images.dtype}; the image tokenizer takes floats in [0, 1]: divide bytes by 255")
     height, width = images.shape[-2:]
     if height % factor or width % factor:
         raise ImageError(
