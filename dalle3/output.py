@@ -93,6 +93,9 @@ class Gallery:
     """A folder of outputs. Nothing in it is ever overwritten: new pictures take the numbers after the highest."""
 
     def __init__(self, root: Path, *, codes: bool = False, metadata: bool = True) -> None:
+        """Raises OutputError where `root` is a file."""
+        if root.exists() and not root.is_dir():
+            raise OutputError(f"{root} is a file; name a folder for the outputs")
         self.root, self.codes, self.metadata = root, codes, metadata
         self.shift: dict[Path, int] = {}  # how far each folder's new numbers are moved up
 
