@@ -13,3 +13,7 @@ class ConfigError(DiffusionError):
 
 class WeightsError(DiffusionError):
     """Weights that do not belong to the network they were given to."""
+
+
+class ShapeError(DiffusionError):
+    """A tensor whose size does not fit the network or the operation it was given to."""

@@ -1,0 +1,151 @@
+"""Noise schedules and the shorter chains cut out of them.
+
+A chain of T steps is its variances `betas` (T,), float64: x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) noise.
+Index 0 is the least noisy step, T - 1 the noisiest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise, repeat
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffusion.errors import ConfigError
+
+Schedule = Literal["linear", "cosine"]
+
+# The linear schedule was chosen for 1000 steps; a longer chain takes proportionally smaller ones.
+REFERENCE_STEPS = 1000
+MAX_BETA = 0.999
+
+
+def linear_betas(steps: int) -> Tensor:
+    """The betas (steps,) that grow evenly from 1e-4 to 0.02, rescaled so that any length ends equally noisy.
+
+    From DDPM, section 4 (arXiv:2006.11239).
+    """
+    scale = REFERENCE_STEPS / steps
+    return torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64)
+
+
+def cosine_betas(steps: int) -> Tensor:
+    """The betas (steps,) under which the signal's power falls as cos^2; none above 0.999.
+
+    From "Improved DDPM", equation 17 (arXiv:2102.09672).
+    """
+
+    def signal(time: float) -> float:
+        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [min(1 - signal((i + 1) / steps) / signal(i / steps), MAX_BETA) for i in range(steps)]
+    return torch.tensor(betas, dtype=torch.float64)
+
+
+def make_betas(schedule: Schedule, steps: int) -> Tensor:
+    """The betas (steps,), float64, of a named schedule.
+
+    Raises:
+        ConfigError: the name is unknown, or there is no step.
+    """
+    makers = {"linear": linear_betas, "cosine": cosine_betas}
+    if schedule not in makers:
+        raise ConfigError(f"noise schedule {schedule!r} is unknown; it may be {', '.join(makers)}")
+    if steps < 1:
+        raise ConfigError(f"a chain of {steps} steps cannot be; it needs at least one")
+    betas = makers[schedule](steps)
+    if betas.max() > 1:
+        raise ConfigError(f"a {schedule} schedule of {steps} steps is too short: its variances pass 1; use 20 or more")
+    return betas
+
+
+def respaced_timesteps(steps: int, respacing: str) -> tuple[int, ...]:
+    """The increasing timesteps that a respacing keeps of a chain of `steps`.
+
+    Args:
+        steps: length of the full chain.
+        respacing: "" keeps all; "25" spreads 25 evenly from first to last; "10,10,5" does so in as many
+            equal sections; "ddim25" takes every k-th, as the DDIM paper does.
+    Raises:
+        ConfigError: not one of these forms, or more steps are asked for than there are.
+    From "Improved DDPM", section 4 (arXiv:2102.09672).
+    """
+    if not respacing:
+        return tuple(range(steps))
+    if respacing.startswith("ddim"):
+        return _every_kth(steps, _count(respacing.removeprefix("ddim"), respacing))
+    counts = [_count(part, respacing) for part in respacing.split(",")]
+    size, longer = divmod(steps, len(counts))
+    kept: list[int] = []
+    start = 0
+    for index, count in enumerate(counts):
+        length = size + (index < longer)
+        kept += [start + offset for offset in _spread(length, count, respacing)]
+        start += length
+    return tuple(kept)
+
+
+def karras_timesteps(betas: Tensor, count: int, *, rho: float = 7.0) -> tuple[int, ...]:
+    """The at most `count` increasing timesteps whose noise levels lie nearest to Karras' spacing.
+
+    It spends more steps at low noise than an even spacing does, which suits the solvers of the probability
+    flow at 10 to 30 steps. Neighbours that fall on one timestep are merged.
+
+    Args:
+        betas: (T,) variances of the full chain.
+        count: steps wanted, 1 to T.
+        rho: 1 spaces the noise levels evenly; larger values crowd the low ones.
+    Raises:
+        ConfigError: `count` is not in 1..T.
+    From "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5 (arXiv:2206.00364).
+    """
+    if not 1 <= count <= len(betas):
+        raise ConfigError(f"cannot keep {count} of {len(betas)} steps; ask for 1 to {len(betas)}")
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+    ends = sigmas[[-1, 0]] ** (1 / rho)
+    wanted = torch.lerp(ends[0], ends[1], torch.linspace(0, 1, count, dtype=torch.float64)) ** rho
+    nearest = (sigmas.log()[None] - wanted.log()[:, None]).abs().argmin(dim=1)
+    return tuple(sorted(set(nearest.tolist())))
+
+
+def respaced_betas(betas: Tensor, keep: Sequence[int]) -> Tensor:
+    """The betas of the chain that visits only timesteps `keep` of the chain with `betas`.
+
+    Args:
+        betas: (T,) variances in (0, 1], float64.
+        keep: increasing indices into `betas`.
+    Raises:
+        ConfigError: `keep` is empty, unordered or reaches beyond T.
+    From "Improved DDPM", section 4 (arXiv:2102.09672).
+    """
+    ordered = all(a < b for a, b in pairwise(keep))
+    if not keep or not ordered or keep[0] < 0 or keep[-1] >= len(betas):
+        raise ConfigError(f"timesteps to keep must be increasing and within 0..{len(betas) - 1}, found {list(keep)}")
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)[list(keep)]
+    previous = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+    return 1 - alphas_cumprod / previous
+
+
+def _count(text: str, respacing: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ConfigError(f'respacing {respacing!r} is not understood; write "25", "10,10,5", "ddim25" or nothing')
+    return int(text)
+
+
+def _every_kth(steps: int, count: int) -> tuple[int, ...]:
+    for stride in range(1, steps + 1):
+        if len(range(0, steps, stride)) == count:
+            return tuple(range(0, steps, stride))
+    raise ConfigError(f"no whole stride visits {count} of {steps} steps; ask for another number, or without ddim")
+
+
+def _spread(length: int, count: int, respacing: str) -> list[int]:
+    if count > length:
+        raise ConfigError(f"respacing {respacing!r} wants {count} steps of a section that has {length}")
+    stride = (length - 1) / (count - 1) if count > 1 else 1.0
+    # A running sum, as the original has it: where a step falls on a half, its rounding error decides.
+    return [round(position) for position in accumulate(repeat(stride, count - 1), initial=0.0)]

@@ -1,0 +1,29 @@
+"""What the diffusion tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def golden(name: str) -> dict[str, Any]:
+    """The golden fixture `name`, its exact float16 tensors as float32."""
+    return _float32(torch.load(GOLDEN / f"{name}.pt", weights_only=True))
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest magnitude expected."""
+    assert found.shape == expected.shape, f"found {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    scale = expected.double().abs().max().clamp(min=1e-30)
+    return ((found.double() - expected.double()).abs().max() / scale).item()
+
+
+def _float32(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype == torch.float16 else value
+    return {key: _float32(item) for key, item in value.items()} if isinstance(value, dict) else value
