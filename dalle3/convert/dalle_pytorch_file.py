@@ -1,0 +1,54 @@
+"""A whole file of dalle-pytorch's DALLE: the transformer, its image tokenizer, and what is said of the training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dalle3.checkpoint import Checkpoint
+from dalle3.convert.dalle_pytorch import dalle_from_dalle_pytorch
+from dalle3.convert.dalle_pytorch_vae import VAE, codec_kind, codec_of
+from dalle3.convert.keys import dropped, tensors, without_wrapper
+from dalle3.errors import CheckpointError
+
+_READ = ("hparams", "vae_params", "weights", "version", "vae_class_name", "epoch")
+_REASONS = {
+    "opt_state": "the optimizer's moments are in the order of the original's parameters",
+    "scheduler_state": "of a run of the original",
+}
+
+
+def dalle_checkpoint(raw: dict[str, Any]) -> Checkpoint:
+    """The DALLE that `train_dalle.py` of any era saved, {"hparams", "vae_params", "weights", ...}.
+
+    Raises:
+        CheckpointError: the weights are elsewhere, or of another model.
+        ConfigError: a model that cannot be run here.
+    """
+    if not isinstance(raw["weights"], dict):
+        raise CheckpointError(
+            f"its weights are not in this file: {str(raw['weights'])[:120]}; give the folder it is in"
+        )
+    weights = without_wrapper(tensors(raw["weights"]))
+    version = raw.get("version")
+    config, state, left_out = dalle_from_dalle_pytorch(
+        {name: tensor for name, tensor in weights.items() if not name.startswith(VAE)},
+        raw["hparams"],
+        version=None if version is None else str(version),
+    )
+    codec = codec_of({**raw, "weights": weights})
+    kind = codec_kind(raw, codec)
+    # No fingerprint: these files may hold a copy of the image tokenizer in half precision.
+    info = {**({"kind": kind} if kind else {}), "vocab": config.num_image_tokens, "grid": config.image_grid}
+    return Checkpoint(
+        kind="dalle",
+        config=config,
+        state=state,
+        dropped=(
+            *(f"{key}: {reason}" for key, reason in left_out.items()),
+            *(f"{VAE}model.{line}" for line in (codec.dropped if codec else ())),
+            *dropped([key for key in raw if key not in _READ], _REASONS),
+        ),
+        codec=codec,
+        codec_info=info,
+        training={"epoch": raw["epoch"]} if isinstance(raw.get("epoch"), int) else None,
+    )
