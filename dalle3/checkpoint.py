@@ -151,16 +151,14 @@ def build(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype | 
     """The network of a checkpoint with its weights, in evaluation mode.
 
     Args:
-        dtype: of floating-point weights; None keeps each tensor's own.
+        dtype: of floating-point weights; None keeps each tensor's own. Tables that no file holds keep theirs.
     Raises:
         CheckpointError: the weights are not those of `checkpoint.config`: which, with both shapes.
     """
     module = verify(checkpoint)
     state = {name: _cast(tensor, dtype).to(device) for name, tensor in checkpoint.state.items()}
     module.load_state_dict(state, strict=True, assign=True)
-    for owner in module.modules():
-        for name, buffer in owner.named_buffers(recurse=False):
-            setattr(owner, name, _cast(buffer, dtype).to(device))
+    module.to(device)  # the tables that no file holds
     left = [name for name, tensor in _tensors(module) if tensor.is_meta]
     assert not left, f"{left} were given no numbers"
     return module.eval()
