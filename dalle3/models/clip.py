@@ -29,7 +29,7 @@ MAX_LOGIT_SCALE = math.log(100)  # training keeps `Clip.logit_scale` at or below
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """The sizes of a CLIP; the defaults are those of ViT-B/16."""
+    """A CLIP; the default sizes are those of ViT-B/16."""
 
     embed_dim: int = option(512, help="width of the space pictures and captions share")
     image_size: int = option(224, help="side of the picture the network reads, in pixels")
@@ -44,8 +44,9 @@ class ClipConfig:
     text_heads: int = option(8, help="attention heads of the text transformer")
     activation: Literal["quick_gelu", "gelu"] = option("quick_gelu", help="activation of the feed-forwards")
     text_end: Literal["highest_id", "last_id"] = option(
-        "highest_id",
-        help="where a caption is read out: at its highest id (OpenAI's end-of-text), or at the last id that is not 0",
+        "last_id",
+        help="where a caption is read out: at the last id that is not 0, or at its highest id, which in published "
+        "CLIPs is the end-of-text token that their tokenizer puts behind it",
     )
 
     def __post_init__(self) -> None:
@@ -65,8 +66,6 @@ class Clip(nn.Module):
     """A CLIP with a vision transformer. Features come out at unit length, so their product is a cosine."""
 
     logit_scale: nn.Parameter  # the logarithm of what cosines are multiplied with in the loss
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, config: ClipConfig) -> None:
         """Draws new weights from the global generator, as the modules of torch do.
@@ -80,15 +79,6 @@ class Clip(nn.Module):
         self.text_model, self.vision_model = whole.text_model, whole.vision_model
         self.text_projection, self.visual_projection = whole.text_projection, whole.visual_projection
         self.logit_scale = whole.logit_scale
-        # Checkpoints do not hold these, so they are real tensors even in a model built on the meta device.
-        self._keep_positions(self.text_model.embeddings, config.context_length)
-        self._keep_positions(self.vision_model.embeddings, (config.image_size // config.patch_size) ** 2 + 1)
-        self.register_buffer("mean", torch.tensor(MEAN, device="cpu").view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD, device="cpu").view(3, 1, 1), persistent=False)
-
-    @staticmethod
-    def _keep_positions(embeddings: nn.Module, length: int) -> None:
-        embeddings.position_ids = torch.arange(length, device="cpu")[None]
 
     @property
     def image_size(self) -> int:
@@ -109,7 +99,7 @@ class Clip(nn.Module):
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """What the network reads, (B, 3, S, S), normalised, of pictures (B, 3, H, W) in [0, 1]."""
-        return normalise(fit(pixels, self.image_size), self.mean, self.std)
+        return normalise(fit(pixels, self.image_size))
 
     def project_text(self, ids: Tensor) -> Tensor:
         """Features (B, E) of captions (B, N), of the length the projection gives them."""
@@ -227,6 +217,7 @@ def _openai_config(state: dict[str, Tensor]) -> ClipConfig:
         text_width=text_width,
         text_layers=_count_layers(state, "transformer.resblocks."),
         text_heads=max(1, text_width // 64),
+        text_end="highest_id",
     )
 
 
@@ -268,8 +259,9 @@ def read_picture(image: Image, size: int) -> Tensor:
     return rows.view(size, size, 3).permute(2, 0, 1).float() / 255
 
 
-def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """`pixels` (..., 3, H, W) with `mean` taken off and divided by `std`, both (3, 1, 1)."""
+def normalise(pixels: Tensor) -> Tensor:
+    """Pictures (..., 3, H, W) in [0, 1] with OpenAI's mean taken off and divided by its standard deviation."""
+    mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (MEAN, STD))
     return (pixels - mean) / std
 
 
