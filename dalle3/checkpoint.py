@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 import dalle3
 from dalle3.config import from_dict, to_dict
@@ -341,9 +342,21 @@ def _parameters_on_meta() -> Iterator[None]:
 
     handle = register_module_parameter_registration_hook(to_meta)
     try:
-        yield
+        with _NoNormalDraws():
+            yield
     finally:
         handle.remove()
+
+
+class _NoNormalDraws(TorchFunctionMode):
+    """Leaves out normal draws into tensors without memory, for which torch would load its compiler: 2 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")
+        if getattr(func, "__name__", "") == "normal_" and isinstance(tensor, Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **kwargs)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

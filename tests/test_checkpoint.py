@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -237,3 +239,11 @@ def test_only_our_folders_are_taken_for_ours(tmp_path):
     assert is_checkpoint(tmp_path / "a")
     assert not is_checkpoint(tmp_path)
     assert not is_checkpoint(tmp_path / "none")
+
+
+def test_building_a_network_does_not_load_the_compiler():
+    code = "import sys, torch\nfrom dalle3.checkpoint import build\nfrom tests import tiny\n"
+    code += "for c in (tiny.dalle(image_codec=None), tiny.codec()): build(c, device=torch.device('cpu'))\n"
+    code += "print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -68,10 +69,15 @@ def _guarded(name: str, run) -> int:
     from diffusion.errors import DiffusionError
 
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()
+        return code
     except (Dalle3Error, DiffusionError) as error:
         print(f"dalle3 {name}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more may be flushed into the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"dalle3 {name}: interrupted; what was finished is kept", file=sys.stderr)
         return 130

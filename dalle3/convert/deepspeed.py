@@ -43,14 +43,10 @@ def read_deepspeed(folder: Path) -> tuple[dict[str, Any], Path]:
             return add_hparams(path, read_weights(path)), path
     step = _step_folder(folder)
     path = step / MODEL_STATES
-    if _shards(step) or not path.is_file():
-        raise (
-            _split(folder)
-            if _shards(step)
-            else CheckpointError(
-                f"{path}: no such file, though DeepSpeed keeps the weights there; copy the whole folder"
-            )
-        )
+    if _shards(step):
+        raise _split(folder)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file, though DeepSpeed keeps the weights there; copy the whole folder")
     if (step / MODEL_STATES.replace("00", "01")).is_file():
         raise CheckpointError(f"{step}: the model is split over several devices (mp_rank_01), which is not supported")
     return from_model_states(path, load_pickle(path)), path
@@ -74,12 +70,10 @@ def add_hparams(path: Path, weights: dict[str, Tensor], *, inside: dict[str, Any
         CheckpointError: there are none.
     """
     known = next((p / AUXILIARY for p in path.parents[:3] if (p / AUXILIARY).is_file()), None)
-    if known is not None:
-        found = load_pickle(known)
-    else:
-        keys = ("hparams", "vae_params", "epoch", "version", "vae_class_name")
-        found = {key: inside[key] for key in keys if key in (inside or {})} if inside else {}
-    if not isinstance(found, dict) or "hparams" not in found:
+    beside = {key: value for key, value in (inside or {}).items() if key != "module"}
+    found = load_pickle(known) if known is not None else {}
+    found = {**beside, **found} if isinstance(found, dict) else {}
+    if "hparams" not in found:
         raise CheckpointError(
             f"{path} holds the weights of a DALLE without its hyper-parameters; "
             f"put the {AUXILIARY} that DeepSpeed's folder came with beside it"
