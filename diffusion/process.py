@@ -86,7 +86,7 @@ class Process:
 
     def __init__(self, config: ProcessConfig, respacing: str | tuple[int, ...] = "") -> None:
         full = make_betas(config.noise_schedule, config.diffusion_steps)
-        keep = respaced_timesteps(len(full), respacing) if isinstance(respacing, str) else respacing
+        keep = respaced_timesteps(full, respacing) if isinstance(respacing, str) else respacing
         self.config = config
         self.timestep_map = tuple(keep)
         self.num_timesteps = len(keep)
