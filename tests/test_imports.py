@@ -16,7 +16,7 @@ RANKS = (
     {"nn"},
     {"tokenizers", "models"},
     {"checkpoint", "convert"},
-    {"sampling", "rerank", "data"},
+    {"sampling", "decoding", "rerank", "data"},
     {"train", "evaluate"},
     {"output"},
     {"pipeline", "assemble"},
