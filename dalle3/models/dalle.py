@@ -182,12 +182,12 @@ class Dalle(nn.Module):
     def embed_text(self, text: Tensor) -> Tensor:
         """Captions (B, l <= L) behind <bos>, (B, 1 + l, D)."""
         ids = F.pad(self.fill_blanks(text), (1, 0))
-        x = F.embedding(ids, self._text_table())
+        x = F.embedding(ids, self.text_table())
         return x if self.config.rotary_emb else x + self.text_pos.weight[: ids.shape[1]]
 
     def embed_codes(self, codes: Tensor, start: int = 0) -> Tensor:
         """Codes (B, m) that stand at picture positions `start` and on, (B, m, D)."""
-        x = F.embedding(codes, self._image_table())
+        x = F.embedding(codes, self.image_table())
         return x if self.config.rotary_emb else x + self.image_pos()[start : start + codes.shape[1]]
 
     def fill_blanks(self, text: Tensor) -> Tensor:
@@ -215,11 +215,13 @@ class Dalle(nn.Module):
         v = self.config.num_text_ids
         return F.linear(hidden, self.to_logits.weight[v:], self.to_logits.bias[v:])
 
-    def _text_table(self) -> Tensor:
+    def text_table(self) -> Tensor:
+        """The vectors of text ids, (V, D)."""
         shared = self.config.share_input_output_emb
         return self.to_logits.weight[: self.config.num_text_ids] if shared else self.text_emb.weight
 
-    def _image_table(self) -> Tensor:
+    def image_table(self) -> Tensor:
+        """The vectors of codes, (C, D)."""
         shared = self.config.share_input_output_emb
         return self.to_logits.weight[self.config.num_text_ids :] if shared else self.image_emb.weight
 

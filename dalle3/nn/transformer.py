@@ -67,27 +67,29 @@ class Transformer(nn.Module):
             keep: (B, N) bool, False where a position is padding.
             records: one dict for each branch, in order, to receive what a decoder needs.
         """
-        streams = (x, x) if self.reversible else (x,)
-        step = _reversible_layer if self.reversible else _residual_layer
-        for index, layer in enumerate(self.layers):
-            record = None if records is None else records[2 * index : 2 * index + 2]
+        run = _reversible_layer if self.reversible else _residual_layer
+        streams, left = (x, x), iter(records or ())
+        for layer in self.layers:
+            branches = list(layer.children())
+            given = [next(left, None) for _ in branches]
             if self.checkpointing and torch.is_grad_enabled():
-                streams = checkpoint(step, layer, streams, keep, record, use_reentrant=False)
+                streams = checkpoint(run, branches, streams, keep, given, use_reentrant=False)
             else:
-                streams = step(layer, streams, keep, record)
-        return sum(streams) / 2 if self.reversible else streams[0]
+                streams = run(branches, streams, keep, given)
+        return (streams[0] + streams[1]) / 2 if self.reversible else streams[0]
 
 
-def _residual_layer(layer, streams: tuple[Tensor], keep: Tensor | None, records) -> tuple[Tensor]:
-    (x,) = streams
-    for index, branch in enumerate(layer):
-        x = x + branch(x, keep, None if records is None else records[index])
-    return (x,)
+Streams = tuple[Tensor, Tensor]
 
 
-def _reversible_layer(layer, streams: tuple[Tensor, Tensor], keep: Tensor | None, records) -> tuple[Tensor, Tensor]:
-    a, b = streams
-    f, g = layer
-    a = a + f(b, keep, None if records is None else records[0])
-    b = b + g(a, keep, None if records is None else records[1])
-    return a, b
+def _residual_layer(branches: Sequence[nn.Module], streams: Streams, keep: Tensor | None, records) -> Streams:
+    x = streams[0]
+    for branch, record in zip(branches, records, strict=True):
+        x = x + branch(x, keep, record)
+    return x, x
+
+
+def _reversible_layer(branches: Sequence[nn.Module], streams: Streams, keep: Tensor | None, records) -> Streams:
+    (f, g), (a, b) = branches, streams
+    a = a + f(b, keep, records[0])
+    return a, b + g(a, keep, records[1])

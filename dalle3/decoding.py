@@ -1,0 +1,215 @@
+"""Fast decoding: a caption is read once, then codes are drawn one at a time for many pictures together.
+
+What makes it fast: the caption's keys and values are computed and stored once for all pictures of it; only the
+newest position goes through the layers; layers that see few codes read only those; only the logits of codes are
+computed; the caption and the empty caption of guidance are rows of one batch; and every product runs over weights
+laid out for it (`nn/packed.py`).
+
+Shapes: G groups (the caption, and the empty caption under guidance), n pictures, R = G * n rows, P rows padded to
+what packed products like best, H heads, K width of a head, D model width, L caption tokens, T = L + 1 caption
+positions with <bos>, m codes that pictures start with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle3.errors import CodesError
+from dalle3.models.dalle import Dalle
+from dalle3.nn.attention import Record
+from dalle3.nn.cache import KeyValues, ShiftLine, ShiftRing
+from dalle3.nn.packed import MIN_ROWS, PackedLinear, pack
+from dalle3.sampling import Noise, Sampling, draw, guide
+
+OnToken = Callable[[int, int], None]  # (codes drawn so far, codes of a picture)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the layers remember of a caption and of the codes that all its pictures start with.
+
+    Attributes:
+        hidden: (G, D), what the logits of the next code are read from.
+        records: of each branch; attention's "keys" and "values" (G, H, T + m, K), the shift's "shifted" (G, T + m, D).
+        codes: (m,), the codes given.
+    """
+
+    hidden: Tensor
+    records: list[Record]
+    codes: Tensor
+
+
+class Decoder:
+    """Draws codes from a `Dalle`, whose weights it lays out for decoding: a second copy of them in memory."""
+
+    def __init__(self, model: Dalle) -> None:
+        self.model, self.config = model, model.config
+        v = self.config.num_text_ids
+        self.to_text_logits = PackedLinear(model.to_logits.weight[:v], model.to_logits.bias[:v])
+        self.to_image_logits = PackedLinear(model.to_logits.weight[v:], model.to_logits.bias[v:])
+        self.branches = [pack(branch) for layer in model.transformer.layers for branch in layer.children()]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.to_logits.weight.device
+
+    @torch.inference_mode()
+    def read(self, text: Tensor, *, cond_scale: float = 1.0, prime: Tensor | None = None) -> Prefix:
+        """The prefix of one caption (L,) and of the codes (m,) that its pictures start with.
+
+        Raises:
+            CodesError: `prime` leaves no code to draw.
+        """
+        codes = torch.empty(0, dtype=torch.long) if prime is None else prime.flatten()
+        if len(codes) >= self.config.image_seq_len:
+            raise CodesError(f"{len(codes)} codes to start with; a picture has {self.config.image_seq_len} in all")
+        texts = torch.stack([text, torch.zeros_like(text)] if cond_scale != 1 else [text]).to(self.device)
+        records: list[Record] = [{} for _ in self.branches]
+        x = self.model.embed(texts, codes.to(self.device).expand(len(texts), -1))
+        return Prefix(self.model.hidden(x, records)[:, -1], records, codes.to(self.device))
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        prefix: Prefix,
+        sampling: Sampling,
+        *,
+        seed: int,
+        indices: Sequence[int],
+        on_token: OnToken | None = None,
+    ) -> Tensor:
+        """The codes (n, h, w), int64 on the CPU, of the pictures `indices`: picture i is the same in any company.
+
+        Args:
+            prefix: read with the same `cond_scale`.
+            on_token: called after each code with how many are drawn and how many a picture has.
+        """
+        config, given = self.config, len(prefix.codes)
+        noise = Noise(seed, "image", indices, config.num_image_tokens)
+        codes = torch.empty(len(indices), config.image_seq_len, dtype=torch.long, device=self.device)
+        codes[:, :given] = prefix.codes
+        pictures = _Pictures(self, prefix, len(indices))
+        hidden = prefix.hidden.repeat_interleave(len(indices), dim=0)
+        for position in range(given, config.image_seq_len):
+            if position > given:
+                hidden = pictures.step(codes[:, position - 1], position - 1)
+            logits = self.to_image_logits(hidden)[: pictures.rows].float()
+            if sampling.cond_scale != 1:
+                logits = guide(logits, sampling.cond_scale)
+            codes[:, position] = draw(logits, sampling, noise, num_tokens=config.num_tokens)
+            if on_token is not None:
+                on_token(position + 1, config.image_seq_len)
+        return codes.unflatten(1, (config.image_grid, config.image_grid)).cpu()
+
+    @torch.inference_mode()
+    def complete(self, text: Tensor, sampling: Sampling, *, seed: int) -> Tensor:
+        """Caption ids (L,), 0 where blank, that begin with those of `text` and end where the model leaves a blank."""
+        config, ids = self.config, text.clone()
+        given = int((ids != 0).sum())
+        noise = Noise(seed, "text", [0], config.num_text_ids)
+        caption = _Caption(self, ids[:given])
+        hidden = caption.hidden
+        for position in range(given, config.text_seq_len):
+            if position > given:
+                hidden = caption.step(ids[position - 1], position)
+            logits = self.to_text_logits(hidden)[:1].float()
+            drawn = int(draw(logits, sampling, noise, num_tokens=config.num_tokens))
+            if drawn >= config.num_text_tokens or drawn == 0:
+                break
+            ids[position] = drawn
+        return ids
+
+    def advance(self, x: Tensor, position: int, shifts: Sequence, caches: Sequence) -> Tensor:
+        """What the next logits are read from, (P, D), of the newest position's embedding `x` (P, D).
+
+        Args:
+            position: in the whole sequence, <bos> being 0.
+            shifts: the token shift of each branch, or None.
+            caches: the `KeyValues` of each attention branch, None for the others.
+        """
+        two_streams = self.config.reversible
+        streams = [x, x] if two_streams else [x]
+        for index, (branch, shift, cache) in enumerate(zip(self.branches, shifts, caches, strict=True)):
+            # of two streams, attention reads the second and adds to the first, the feed-forward the reverse
+            target, source = (index % 2, 1 - index % 2) if two_streams else (0, 0)
+            streams[target] = branch(streams[target], streams[source], position, shift, cache)
+        return self.model.finish((streams[0] + streams[1]) / 2 if two_streams else streams[0])
+
+
+class _Pictures:
+    """The growing memory of n pictures of one caption."""
+
+    def __init__(self, decoder: Decoder, prefix: Prefix, pictures: int) -> None:
+        config = decoder.config
+        self.decoder, self.groups, self.rows = decoder, len(prefix.hidden), len(prefix.hidden) * pictures
+        self.pad = max(MIN_ROWS - self.rows, 0)
+        self.positions = None if config.rotary_emb else decoder.model.image_pos()
+        self.shifts = [self._shift(record, pictures) for record in prefix.records]
+        kinds = [kind for kind in config.layer_attn_types() for _ in range(2)]
+        self.caches = [self._cache(record, kind, pictures) for record, kind in zip(prefix.records, kinds, strict=True)]
+
+    def step(self, codes: Tensor, position: int) -> Tensor:
+        """Reads the code (n,) of each picture at `position`; what the next logits are read from, (P, D)."""
+        x = F.embedding(codes, self.decoder.model.image_table())
+        if self.positions is not None:
+            x = x + self.positions[position]
+        x = F.pad(x.repeat(self.groups, 1), (0, 0, 0, self.pad))
+        return self.decoder.advance(x, self.decoder.config.text_len + position, self.shifts, self.caches)
+
+    def _shift(self, record: Record, pictures: int) -> ShiftRing | None:
+        if "shifted" not in record:
+            return None
+        config, seen = self.decoder.config, record["shifted"]
+        ring = ShiftRing(seen, rows=self.rows + self.pad, grid=config.image_grid)
+        ring.extend(seen[:, config.text_len :], pictures)
+        return ring
+
+    def _cache(self, record: Record, kind: str, pictures: int) -> KeyValues | None:
+        if "keys" not in record:
+            return None
+        config, seen = self.decoder.config, torch.stack([record["keys"], record["values"]])
+        caption, codes = seen[..., : config.text_len, :], seen[..., config.text_len :, :]
+        cache = KeyValues(
+            kind, grid=config.image_grid, pictures=pictures, caption=caption, size=config.image_seq_len, pad=self.pad
+        )
+        cache.extend(codes)
+        return cache
+
+
+class _Caption:
+    """The growing memory of one caption."""
+
+    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
+        records: list[Record] = [{} for _ in decoder.branches]
+        self.decoder = decoder
+        self.hidden = decoder.model.hidden(decoder.model.embed_text(ids[None].to(decoder.device)), records)[:, -1]
+        self.shifts = [self._shift(record) for record in records]
+        self.caches = [self._cache(record) for record in records]
+
+    def step(self, id: Tensor, position: int) -> Tensor:
+        """Reads the token at `position` of the sequence, <bos> being 0; what the next logits are read from, (P, D)."""
+        model = self.decoder.model
+        x = F.embedding(id.to(self.decoder.device)[None], model.text_table())
+        if not self.decoder.config.rotary_emb:
+            x = x + model.text_pos.weight[position]
+        return self.decoder.advance(F.pad(x, (0, 0, 0, MIN_ROWS - 1)), position, self.shifts, self.caches)
+
+    def _shift(self, record: Record) -> ShiftLine | None:
+        if "shifted" not in record:
+            return None
+        line = ShiftLine(record["shifted"], rows=MIN_ROWS)
+        line.extend(record["shifted"])
+        return line
+
+    def _cache(self, record: Record) -> KeyValues | None:
+        if "keys" not in record:
+            return None
+        seen = torch.stack([record["keys"], record["values"]])
+        size = self.decoder.config.text_len - seen.shape[3]
+        return KeyValues("full", grid=1, pictures=1, caption=seen, size=size, pad=MIN_ROWS - 1)

@@ -1,0 +1,110 @@
+"""From logits to codes: top-k, top-p, temperature, guidance, and noise that belongs to one image.
+
+Shapes: R rows (images), C image codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dalle3.config import option
+from dalle3.errors import ConfigError
+from dalle3.runtime import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next code is chosen."""
+
+    top_p: float | None = option(None, help="keep the likeliest codes that together reach this probability, in (0, 1]")
+    top_k: float | None = option(
+        None, help="in (0, 1): drop this fraction of all tokens; 1 or more: keep so many codes"
+    )
+    temperature: float = option(1.0, help="above 0; below 1 sharpens, above 1 flattens; 0 takes the likeliest code")
+    cond_scale: float = option(1.0, help="guidance: how far to go from the empty caption's logits past the caption's")
+
+    def __post_init__(self) -> None:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.top_k is not None and (self.top_k <= 0 or (self.top_k > 1 and self.top_k != int(self.top_k))):
+            raise ConfigError(f"top_k is {self.top_k}; it must be a fraction between 0 and 1 or a whole number")
+        if self.temperature < 0:
+            raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more")
+
+    def count(self, num_tokens: int, num_codes: int) -> int:
+        """How many codes top_k keeps of `num_codes`; a fraction counts text ids too, as dalle-pytorch's does."""
+        if self.top_k is None:
+            return num_codes
+        count = int(self.top_k) if self.top_k >= 1 else max(int((1 - self.top_k) * num_tokens), 1)
+        return min(count, num_codes)
+
+
+class Noise:
+    """The random numbers of some images or texts; those of number i are a function of (seed, purpose, i) alone."""
+
+    def __init__(self, seed: int, purpose: str, indices: Sequence[int], size: int) -> None:
+        self._generators = [generator(seed, purpose, index) for index in indices]
+        self._uniform = torch.empty(len(indices), size)
+
+    def gumbel(self) -> Tensor:
+        """The next (R, C) standard Gumbel numbers, float32 on the CPU."""
+        for row, source in zip(self._uniform, self._generators, strict=True):
+            row.uniform_(generator=source)
+        return -torch.log(-torch.log(self._uniform))
+
+
+def guide(logits: Tensor, cond_scale: float) -> Tensor:
+    """(R, C) guided logits of (2R, C): the caption's rows, then the empty caption's."""
+    cond, null = logits.chunk(2)
+    return torch.lerp(null, cond, cond_scale)
+
+
+def draw(logits: Tensor, sampling: Sampling, noise: Noise, *, num_tokens: int) -> Tensor:
+    """The codes (R,) drawn from `logits` (R, C).
+
+    It takes the largest of logits / temperature + Gumbel noise, which draws from their softmax and, unlike a search in
+    cumulated probabilities, gives the same code on machines whose rounding differs.
+
+    Args:
+        num_tokens: text ids and codes together, what a fractional top_k is a fraction of.
+    """
+    gumbel = noise.gumbel()  # taken even where unused, so that step t has the same numbers under any setting
+    kept = keep_likeliest(logits.float(), sampling.count(num_tokens, logits.shape[-1]), sampling.top_p)
+    return (kept + gumbel.to(kept.device) * sampling.temperature).argmax(dim=-1)
+
+
+def keep_likeliest(logits: Tensor, count: int, top_p: float | None = None) -> Tensor:
+    """`logits` (R, C) float32 with all but the likeliest set to -inf.
+
+    First the `count` largest stay; of those, the fewest whose probabilities, summed from the largest, exceed `top_p`.
+    """
+    num_codes = logits.shape[-1]
+    if count >= num_codes and (top_p is None or top_p >= 1):
+        return logits
+    ordered = _descending(logits)[:, :count]
+    counts = torch.full((len(logits), 1), ordered.shape[1], device=logits.device)
+    if top_p is not None:
+        mass = ordered.softmax(dim=-1).cumsum(dim=-1)
+        counts = 1 + (mass[:, :-1] <= top_p).sum(dim=-1, keepdim=True)
+    return _keep_largest(logits, ordered.gather(1, counts - 1), counts)
+
+
+def _keep_largest(logits: Tensor, threshold: Tensor, counts: Tensor) -> Tensor:
+    """The `counts` (R, 1) largest of each row; `threshold` (R, 1) is the smallest of them."""
+    keep = logits >= threshold
+    if bool((keep.sum(dim=-1, keepdim=True) > counts).any()):  # equal logits at the threshold: the first of them stay
+        above, ties = logits > threshold, logits == threshold
+        keep = above | (ties & (ties.cumsum(dim=-1) <= counts - above.sum(dim=-1, keepdim=True)))
+    return logits.masked_fill(~keep, -torch.inf)
+
+
+def _descending(logits: Tensor) -> Tensor:
+    """Each row's values, largest first."""
+    if logits.device.type == "cpu":  # numpy's vectorised sort: 0.11 ms for 8192 values, torch's 0.41
+        return torch.from_numpy(-np.sort(-logits.numpy(), axis=-1))
+    return logits.sort(dim=-1, descending=True).values

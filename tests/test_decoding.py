@@ -1,0 +1,163 @@
+"""Decoding through caches gives what a full pass gives, for every option, and draws what the original draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dalle3.decoding import Decoder, _Pictures
+from dalle3.errors import CodesError
+from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.sampling import Noise, Sampling, draw, guide
+from tests.golden import golden, relative_error
+from tests.parity.test_dalle import FILES, load
+
+OPTIONS = {
+    "full": {},
+    "axial_row": {"attn_types": ("axial_row",)},
+    "axial_col": {"attn_types": ("axial_col",)},
+    "conv_like": {"attn_types": ("conv_like",)},
+    "conv_like_centred": {"attn_types": ("conv_like_centred",)},
+    "mixed": {"attn_types": ("full", "axial_row", "axial_col", "conv_like")},
+    "learned positions": {"rotary_emb": False},
+    "no shift": {"shift_tokens": False},
+    "sandwich norm": {"sandwich_norm": True},
+    "stable softmax": {"stable_softmax": True},
+    "reversible": {"reversible": True, "attn_types": ("axial_row", "full")},
+    "shared layers": {"shared_attn_ids": (0, 1, 0, 1), "shared_ff_ids": (0, 0, 1, 1)},
+    "shared embeddings": {"share_input_output_emb": True},
+    "odd grid": {"image_grid": 3},
+}
+
+
+def make(**changes) -> Dalle:
+    torch.manual_seed(0)
+    sizes = {"num_text_tokens": 50, "text_seq_len": 7, "num_image_tokens": 40, "image_grid": 6}
+    model = Dalle(DalleConfig(**{**sizes, "dim": 32, "depth": 4, "heads": 2, "dim_head": 16, **changes}))
+    for name, parameter in model.named_parameters():  # nothing may hide behind zeros, ones and small scales
+        torch.nn.init.normal_(parameter, mean=float(name.endswith(("norm.weight", "scale"))), std=0.2)
+    return model.eval()
+
+
+@pytest.fixture
+def caption() -> Tensor:
+    return torch.tensor([5, 9, 0, 31, 2, 0, 0])
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+@pytest.mark.parametrize("given", [0, 8])
+@pytest.mark.parametrize("option", OPTIONS)
+@torch.inference_mode()
+def test_one_code_at_a_time_equals_one_pass(option, given, pictures, caption):
+    model = make(**OPTIONS[option])
+    codes = torch.randint(0, 40, (pictures, model.config.image_seq_len), generator=torch.Generator().manual_seed(1))
+    codes[:, :given] = codes[0, :given].clone()
+    decoder = Decoder(model)
+    state = _Pictures(decoder, decoder.read(caption, cond_scale=2.0, prime=codes[0, :given]), pictures)
+    texts = torch.stack([caption, torch.zeros_like(caption)]).repeat_interleave(pictures, dim=0)
+    expected = model(texts, codes.repeat(2, 1))[:, :, model.config.num_text_ids :]
+    for position in range(given, model.config.image_seq_len - 1):
+        logits = decoder.to_image_logits(state.step(codes[:, position], position))[: 2 * pictures]
+        assert relative_error(logits, expected[:, model.config.text_seq_len + 1 + position]) < 1e-5, position
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_greedy_codes_are_the_originals(name):
+    reference = golden(name)
+    decoder, outputs = Decoder(load(reference)), reference["outputs"]
+    expected = outputs.get("greedy_tokens_text0", outputs.get("greedy_tokens"))
+    if expected is None:
+        pytest.skip("no greedy codes in this reference")
+    for text, codes in zip(reference["inputs"]["text"], expected, strict=False):
+        drawn = decoder.draw(decoder.read(text), Sampling(temperature=0), seed=0, indices=range(2))
+        assert torch.equal(drawn.flatten(1), codes.expand(2, -1))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(top_p=0.7), Sampling(top_k=5, temperature=0.5, cond_scale=3.0)])
+@torch.inference_mode()
+def test_drawing_is_the_plain_loop_over_full_passes(sampling, caption):
+    model, noise = make(), Noise(4, "image", [2], 40)
+    decoder = Decoder(model)
+    drawn = decoder.draw(decoder.read(caption, cond_scale=sampling.cond_scale), sampling, seed=4, indices=[2])
+    codes = torch.empty(1, 0, dtype=torch.long)
+    for _ in range(model.config.image_seq_len):
+        both = torch.cat([model(text[None], codes)[:, -1] for text in (caption, torch.zeros_like(caption))])
+        logits = guide(both[:, model.config.num_text_ids :], sampling.cond_scale)
+        codes = torch.cat([codes, draw(logits, sampling, noise, num_tokens=model.config.num_tokens)[:, None]], dim=1)
+    assert torch.equal(drawn.flatten(1), codes)
+
+
+@pytest.mark.parametrize("option", ["full", "mixed", "reversible"])
+def test_a_picture_is_the_same_in_any_company(option, caption):
+    decoder = Decoder(make(**OPTIONS[option]))
+    prefix, sampling = decoder.read(caption, cond_scale=1.5), Sampling(top_p=0.9, cond_scale=1.5)
+    together = decoder.draw(prefix, sampling, seed=3, indices=range(7))
+    for indices in ([0], [6], [4, 2], [1, 2, 3, 4, 5]):
+        assert torch.equal(decoder.draw(prefix, sampling, seed=3, indices=indices), together[indices])
+
+
+def test_pictures_of_one_seed_differ_from_each_other_and_from_another_seed(caption):
+    decoder = Decoder(make())
+    prefix = decoder.read(caption)
+    first = decoder.draw(prefix, Sampling(), seed=0, indices=range(3))
+    assert len({tuple(codes.flatten().tolist()) for codes in first}) == 3
+    assert not torch.equal(first, decoder.draw(prefix, Sampling(), seed=1, indices=range(3)))
+
+
+def test_pictures_begin_with_the_codes_given(caption):
+    decoder, prime = Decoder(make()), torch.arange(10)
+    codes = decoder.draw(decoder.read(caption, prime=prime), Sampling(), seed=0, indices=range(3)).flatten(1)
+    assert torch.equal(codes[:, :10], prime.expand(3, -1))
+    assert codes.shape == (3, 36)
+
+
+def test_too_many_given_codes_are_refused(caption):
+    with pytest.raises(CodesError, match="36 codes to start with; a picture has 36"):
+        Decoder(make()).read(caption, prime=torch.zeros(36, dtype=torch.long))
+
+
+@pytest.mark.parametrize("option", ["full", "learned positions", "no shift", "reversible", "mixed"])
+@torch.inference_mode()
+def test_completing_a_caption_is_the_plain_loop_over_full_passes(option):
+    model, sampling = make(text_seq_len=12, **OPTIONS[option]), Sampling(top_k=8)
+    noise = Noise(0, "text", [0], model.config.num_text_ids)
+    ids = torch.tensor([5, 9] + [0] * 10)
+    expected = ids.clone()
+    for position in range(2, 12):
+        logits = model(expected[None])[:, position, : model.config.num_text_ids]
+        drawn = int(draw(logits, sampling, noise, num_tokens=model.config.num_tokens))
+        if drawn >= model.config.num_text_tokens or drawn == 0:
+            break
+        expected[position] = drawn
+    assert torch.equal(Decoder(model).complete(ids, sampling, seed=0), expected)
+    assert position > 4, "the loop must be exercised"
+
+
+def test_progress_counts_the_codes(caption):
+    decoder, seen = Decoder(make()), []
+    decoder.draw(
+        decoder.read(caption), Sampling(), seed=0, indices=[0], on_token=lambda done, of: seen.append((done, of))
+    )
+    assert seen == [(done, 36) for done in range(1, 37)]
+
+
+def test_bfloat16_draws_from_nearly_the_same_logits(caption):
+    model = make()
+    exact = Decoder(model).read(caption).hidden
+    rough = Decoder(model.to(torch.bfloat16)).read(caption).hidden
+    assert rough.dtype == torch.bfloat16
+    assert relative_error(rough.float(), exact) < 0.05
+    codes = Decoder(model).draw(Decoder(model).read(caption), Sampling(), seed=0, indices=range(2))
+    assert codes.shape == (2, 6, 6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_gpu_draws_the_pictures_of_the_cpu(option, caption):
+    model, sampling = make(**OPTIONS[option]), Sampling(top_p=0.9, cond_scale=2.0)
+    drawn = []
+    for device in ("cpu", "cuda"):
+        decoder = Decoder(model.to(device))
+        drawn.append(decoder.draw(decoder.read(caption, cond_scale=2.0), sampling, seed=0, indices=range(3)))
+    assert torch.equal(*drawn)
