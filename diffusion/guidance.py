@@ -61,6 +61,10 @@ def exact_gradient(denoise: Denoiser, loss: Loss) -> Denoiser:
 
     The parameters of the network may be frozen, and better are. From DALL-3's sample.py, which calls the
     network once more for it; here one call serves the prediction and the gradient.
+
+    Args:
+        denoise: predicts at (x, t), differentiably: other gradients go around this one, not inside.
+        loss: differentiable in x0, and in x if it reads x.
     """
 
     def wrapped(x: Tensor, t: int) -> Prediction:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from diffusion.errors import ConfigError
+from diffusion.errors import ConfigError, DiffusionError, WeightsError
 from diffusion.process import ProcessConfig
 from diffusion.unet import SuperResUNet, UNet, UNetConfig
 from diffusion.weights import State, build, differences, infer_config, load
@@ -36,15 +36,23 @@ class Preset:
         Raises:
             WeightsError: the weights do not fit; the message names the tensors that differ, and presets that fit.
         """
-        return load(infer_config(state, self.unet, kind=self.kind), state, kind=self.kind)
+        try:
+            return load(infer_config(state, self.unet, kind=self.kind), state, kind=self.kind)
+        except WeightsError as error:
+            fitting = fitting_presets(state)
+            raise WeightsError(f"{error}. Presets that fit: {', '.join(fitting) or 'none'}") from None
 
     def fits(self, state: State) -> bool:
-        """Whether `load` would succeed. Models that differ in attention heads alone fit each other's weights."""
-        if state.get("input_blocks.0.0.weight") is None or "time_embed.0.weight" not in state:
+        """Whether the weights `state` have this model's names, shapes and conditions.
+
+        Models that differ in attention heads or noise schedule alone fit each other's weights.
+        """
+        try:
+            config = infer_config(state, self.unet, kind=self.kind)
+        except DiffusionError:
             return False
-        if state["input_blocks.0.0.weight"].shape[1] != self.unet.in_channels * self.kind.pictures_in:
-            return False
-        return not differences(build(infer_config(state, self.unet, kind=self.kind), self.kind), state)
+        mine, theirs = ((unet.emb_input_dims is None, unet.num_classes is None) for unet in (self.unet, config))
+        return mine == theirs and not differences(build(config, self.kind), state)
 
 
 _LINEAR = ProcessConfig(noise_schedule="linear")

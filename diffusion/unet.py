@@ -90,11 +90,14 @@ class UNetConfig:
             raise ConfigError(f"image_size {self.image_size} has no usual layout ({sizes} have); give channel_mult")
         if self.null_embedding and self.emb_input_dims is None:
             raise ConfigError("null_embedding stands for an absent embedding map; set emb_input_dims too")
-        widths = [*self.widths, self.widths[-1] + (self.emb_output_dims if self.emb_input_dims else 0)]
-        if uneven := sorted({width for width in widths if width % GROUPS}):
+        bottleneck = self.widths[-1] + (self.emb_output_dims if self.emb_input_dims else 0)
+        if uneven := sorted({width for width in (*self.widths, bottleneck) if width % GROUPS}):
             raise ConfigError(f"every level's width must be a multiple of {GROUPS}, found {uneven}")
-        if uneven := sorted({width for width in widths if width % self.heads(width)}):
-            raise ConfigError(f"attention heads must divide every level's width, found {uneven}")
+        attended = [width for level, width in enumerate(self.widths) if self.attends(level)]
+        if uneven := sorted(
+            {width for width in (*attended, bottleneck) if width % (self.num_head_channels or self.num_heads)}
+        ):
+            raise ConfigError(f"attention heads must divide the width of their level, found {uneven}")
 
     @property
     def widths(self) -> tuple[int, ...]:
