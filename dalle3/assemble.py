@@ -1,0 +1,214 @@
+"""The parts of a pipeline: found, read, compared with each other and built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+
+from dalle3 import convert
+from dalle3.checkpoint import Checkpoint, build, describe_codec
+from dalle3.config import option
+from dalle3.errors import CheckpointError, ConfigError
+from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.models.image_tokenizer import ImageTokenizer
+from dalle3.pipeline import Model
+from dalle3.rerank import HUB_CLIP, Scorer, Tokenize, load_clip, load_default_clip
+from dalle3.runtime import dalle_pytorch_cache, home, pick_device, pick_dtype
+from dalle3.tokenizers.base import Tokenizer
+from dalle3.tokenizers.load import load_tokenizer, read_tokenizer
+
+CODECS = ("gumbel_vq", "vqgan", "discrete_vae", "openai_dvae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Which files make up the model; the flags of the generate.py of DALL-3 and of DALLE-pytorch, and some more."""
+
+    dalle_path: Path | None = option(
+        None,
+        help="the DALLE: a dalle3 folder, a dalle.pt of DALLE-pytorch, a DeepSpeed folder (default: the default model)",
+    )
+    vae_path: Path | None = option(
+        None,
+        help="the image tokenizer, where it is not in the same file: a dalle3 folder, a vae.pt, a taming .ckpt, "
+        "or a folder with OpenAI's encoder.pkl and decoder.pkl",
+    )
+    taming: bool = option(False, help="the image tokenizer is one of taming's, a VQGAN or GumbelVQ")
+    vqgan_model_path: Path | None = option(None, help="its .ckpt (default: the one DALLE-pytorch downloaded)")
+    vqgan_config_path: Path | None = option(None, help="its .yaml")
+    bpe_path: Path | None = option(
+        None, help="the text tokenizer: a youtokentome model, or with --hug a tokenizers JSON"
+    )
+    hug: bool = option(False, help="--bpe_path is a JSON of Hugging Face's tokenizers")
+    chinese: bool = option(False, help="the text tokenizer is bert-base-chinese; --bpe_path may name its folder")
+    clip: str | None = option(
+        None,
+        help="the CLIP that ranks: a folder, a name on the Hugging Face hub, or an archive like ViT-B-16.pt "
+        f"(default: the one beside the model, else OpenAI's ViT-B-16.pt, else {HUB_CLIP})",
+    )
+    device: str = option("auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="number format of the DALLE")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where two flags name the image tokenizer, or one needs another."""
+        if self.vae_path and self.vqgan_model_path:
+            raise ConfigError("--vae_path and --vqgan_model_path both name the image tokenizer; leave one out")
+        if self.vqgan_config_path and not (self.vqgan_model_path or self.vae_path):
+            raise ConfigError("--vqgan_config_path describes a .ckpt; name that with --vqgan_model_path")
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    vae: str | Path | None = None,
+    vae_config: str | Path | None = None,
+    clip: str | Path | None = None,
+    bpe_path: str | Path | None = None,
+    hug: bool = False,
+    chinese: bool = False,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> Model:
+    """The model that `path` holds, ready to draw; the default model without one.
+
+    Args:
+        path: a dalle3 folder, a `dalle.pt` of DALLE-pytorch or the DALL-3 fork, or a DeepSpeed folder.
+        vae: the image tokenizer, where `path` does not hold it; with `vae_config`, the .yaml of a taming .ckpt.
+        clip: the CLIP that ranks: a folder, a name on the Hugging Face hub, or an archive like `ViT-B-16.pt`.
+        bpe_path: the text tokenizer, where `path` does not hold it; `hug` and `chinese` say of what kind.
+        device: such as "cpu" or "cuda:1"; "auto" takes a GPU where there is one.
+        dtype: number format of the DALLE.
+    Raises:
+        Dalle3Error: a file is missing, broken or of the wrong kind, or the parts do not belong together.
+    """
+    parts = Parts(
+        dalle_path=_path(path),
+        vae_path=_path(vae),
+        vqgan_config_path=_path(vae_config),
+        clip=None if clip is None else str(clip),
+        bpe_path=_path(bpe_path),
+        hug=hug,
+        chinese=chinese,
+        device=device,
+        dtype=dtype,
+    )
+    return assemble(parts)
+
+
+def assemble(parts: Parts) -> Model:
+    """The model that `parts` make up, its parts compared before any is built.
+
+    Raises:
+        Dalle3Error: a file is missing, broken or of the wrong kind, or the parts do not belong together.
+    """
+    device = pick_device(parts.device)
+    dtype = pick_dtype(parts.dtype, device)
+    path = parts.dalle_path or default_model()
+    checkpoint = _read_dalle(path)
+    codec, codec_path = _read_codec(parts, checkpoint, path)
+    tokenizer = _read_tokenizer(parts, checkpoint, path)
+    check_codec(checkpoint, codec, dalle_path=path, codec_path=codec_path)
+    check_tokenizer(checkpoint.config, tokenizer, dalle_path=path)
+    return Model(
+        dalle=cast(Dalle, build(checkpoint, device=device, dtype=dtype)),
+        codec=cast(ImageTokenizer, build(codec, device=device)),
+        tokenizer=tokenizer,
+        open_clip=partial(_open_clip, parts.clip, path, tokenizer=tokenizer, device=device),
+        checkpoints={"dalle": checkpoint, "codec": codec},
+    )
+
+
+def default_model() -> Path:
+    """The folder of the model that is drawn with when none is named.
+
+    Raises:
+        CheckpointError: there is none on this machine.
+    """
+    folder = home() / "default"
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no default model in {folder}; run scripts/draw once, or pass --dalle_path")
+    return folder
+
+
+def check_codec(dalle: Checkpoint, codec: Checkpoint, *, dalle_path: Path, codec_path: Path) -> None:
+    """Raises CheckpointError, naming each number that differs, unless `dalle` speaks the codes of `codec`."""
+    config: DalleConfig = dalle.config
+    found = describe_codec(codec, grid=config.image_grid)
+    expected = {**found, **(dalle.codec_info or {}), "vocab": config.num_image_tokens, "grid": config.image_grid}
+    differing = [
+        f"{key} {_short(expected[key])}, not {_short(found[key])}" for key in found if expected[key] != found[key]
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{dalle_path} and {codec_path} do not belong together: the DALLE was trained with an image tokenizer "
+            f"of {'; '.join(differing)}. Pass the one it was trained with as --vae_path"
+        )
+
+
+def check_tokenizer(config: DalleConfig, tokenizer: Tokenizer, *, dalle_path: Path) -> None:
+    """Raises CheckpointError unless the text vocabularies are equally large."""
+    if tokenizer.vocab_size != config.num_text_tokens:
+        raise CheckpointError(
+            f"{dalle_path} reads text of {config.num_text_tokens} tokens, but the {tokenizer.kind} tokenizer has "
+            f"{tokenizer.vocab_size}; pass the one it was trained with as --bpe_path (with --hug or --chinese)"
+        )
+
+
+def _short(value: object) -> str:
+    return str(value)[:12]
+
+
+def _read_dalle(path: Path) -> Checkpoint:
+    checkpoint = convert.read(path)
+    if checkpoint.kind != "dalle":
+        raise CheckpointError(f"{path} is a {checkpoint.kind}; --dalle_path takes a DALLE")
+    return checkpoint
+
+
+def _read_codec(parts: Parts, dalle: Checkpoint, dalle_path: Path) -> tuple[Checkpoint, Path]:
+    """The image tokenizer and its file: the one named, else the DALLE's own, else the one DALLE-pytorch downloaded."""
+    path, config_path = parts.vae_path or parts.vqgan_model_path, parts.vqgan_config_path
+    if path is None and dalle.codec is not None:
+        return dalle.codec, dalle_path
+    if path is None:
+        path, config_path = _downloaded_codec(dalle_path, taming=parts.taming)
+    codec = convert.read(path, config_path=config_path)
+    if codec.kind not in CODECS:
+        raise CheckpointError(f"{path} is a {codec.kind}, not an image tokenizer; expected {', '.join(CODECS)}")
+    return codec, path
+
+
+def _downloaded_codec(dalle_path: Path, *, taming: bool) -> tuple[Path, Path | None]:
+    """The files of the image tokenizer that DALLE-pytorch takes, and downloads, where none is named."""
+    cache = dalle_pytorch_cache()
+    if taming and (cache / "vqgan.1024.model.ckpt").is_file():
+        return cache / "vqgan.1024.model.ckpt", cache / "vqgan.1024.config.yml"
+    if not taming and (cache / "encoder.pkl").is_file() and (cache / "decoder.pkl").is_file():
+        return cache, None
+    flags = "--vqgan_model_path and --vqgan_config_path" if taming else "--vae_path"
+    raise CheckpointError(
+        f"{dalle_path} does not hold its image tokenizer; pass the one it was trained with as {flags}"
+    )
+
+
+def _read_tokenizer(parts: Parts, dalle: Checkpoint, dalle_path: Path) -> Tokenizer:
+    named = parts.bpe_path or parts.hug or parts.chinese
+    if dalle.tokenizer is not None and not named:
+        return read_tokenizer(dalle_path, dalle.tokenizer)
+    return load_tokenizer(parts.bpe_path, hug=parts.hug, chinese=parts.chinese)
+
+
+def _open_clip(
+    name: str | None, dalle_path: Path, *, tokenizer: Tokenizer, device: torch.device
+) -> tuple[Scorer, Tokenize]:
+    if name is None:
+        return load_default_clip(dalle_path, device=device, tokenizer=tokenizer)
+    return load_clip(name, device=device, tokenizer=tokenizer)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

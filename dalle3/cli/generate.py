@@ -1,0 +1,164 @@
+"""`dalle3 generate`, also `python generate.py`: prompts in, pictures, codes and recipes out.
+
+Takes every flag of the generate.py of DALL-3 and of DALLE-pytorch, under the same names and with the same meaning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dalle3.assemble import Parts, assemble
+from dalle3.config import add_arguments as add_flags
+from dalle3.config import from_args, from_dict, option
+from dalle3.errors import ConfigError, Dalle3Error, DataError
+from dalle3.log import note
+from dalle3.output import Gallery
+from dalle3.pipeline import Drawing, Progress, Request, Stopped
+
+EXAMPLE = "a large red circle"
+BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}{postfix}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where the pictures go and what is written beside them."""
+
+    outputs_dir: Path = option(Path("outputs"), help="folder of the outputs, one folder in it for each prompt")
+    output_npy: bool = option(False, help="write each picture's codes as <number>.npy, int64, flat")
+    metadata: bool = option(True, help="write the recipe of each picture into its PNG and into manifest.jsonl")
+    prompts_file: Path | None = option(
+        None,
+        help='draw what this file says: JSONL, each line like {"text": "a red circle", "seed": 7, "num_images": 2}',
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Gives `parser` the flags of a request, of the parts it is drawn with and of its outputs."""
+    add_flags(parser, Request, title="what to draw (several prompts are split by |)")
+    add_flags(parser, Parts, title="with which model")
+    add_flags(parser, Outputs, title="outputs (existing files are kept: new pictures are numbered on)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draws what the flags say and returns 0.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; what was finished is written.
+        Dalle3Error: a mistake of the user's.
+    """
+    outputs = from_args(Outputs, args)
+    requests = read_requests(args, outputs.prompts_file)
+    gallery = Gallery(outputs.outputs_dir, codes=outputs.output_npy, metadata=outputs.metadata)
+    model = assemble(from_args(Parts, args))
+    drawings = [Drawing(model, request) for request in requests]  # all are checked before the first is drawn
+    if not hasattr(args, "text") and outputs.prompts_file is None:
+        note(f"no --text was given; drawing an example: --text {EXAMPLE!r}")
+    with _stop_on_interrupt() as interrupt:
+        for drawing in drawings:
+            _draw(drawing, gallery, interrupt)
+            if interrupt.pressed:
+                raise KeyboardInterrupt
+    return 0
+
+
+def read_requests(args: argparse.Namespace, prompts_file: Path | None) -> list[Request]:
+    """The requests that the flags and the prompts file name, in their order.
+
+    Raises:
+        Dalle3Error: a value that cannot be, a file that cannot be read, or two places that name the prompts.
+    """
+    flags = {
+        field.name: getattr(args, field.name) for field in dataclasses.fields(Request) if hasattr(args, field.name)
+    }
+    if flags.get("image") is not None:
+        flags["image"] = str(flags["image"])
+    if prompts_file is not None:
+        if "text" in flags:
+            raise ConfigError("--text and --prompts_file both name prompts; leave one out")
+        return [from_dict(Request, {**flags, **line}) for line in _read_lines(prompts_file, flags)]
+    texts = flags.pop("text", EXAMPLE).split("|")
+    return [from_dict(Request, {**flags, "text": text.strip()}) for text in texts]
+
+
+def _read_lines(path: Path, flags: dict[str, Any]) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, each tried as a request, so that a bad line stops the run before it starts."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise DataError(f"--prompts_file {path} cannot be read: {reason}") from None
+    objects = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                objects.append(_parse_line(line))
+                from_dict(Request, {**flags, **objects[-1]})
+            except (Dalle3Error, json.JSONDecodeError) as error:
+                raise DataError(f"{path}, line {number}: {error}") from None
+    if not objects:
+        raise DataError(f'{path} holds no prompts; write one JSON object a line, like {{"text": "a red circle"}}')
+    return objects
+
+
+def _parse_line(line: str) -> dict[str, Any]:
+    found = json.loads(line)
+    if not isinstance(found, dict) or "text" not in found:
+        raise DataError(f'{line[:60]} is not an object with a "text", like {{"text": "a red circle"}}')
+    return found
+
+
+def _draw(drawing: Drawing, gallery: Gallery, interrupt: _Interrupt) -> None:
+    total, paths = len(drawing.request.indices), []
+    note(f"{drawing.prompt!r}: {total} images, --seed {drawing.request.seed}")
+    live = sys.stderr.isatty()  # a log gets a line for each batch, and at most one a second
+    with tqdm(total=total, bar_format=BAR, dynamic_ncols=True, mininterval=0.1 if live else 1) as bar:
+
+        def tick(done: float) -> None:
+            if interrupt.pressed:
+                raise Stopped
+            if live:
+                bar.update(done - bar.n)
+
+        for event in drawing.events(tick=tick):
+            if isinstance(event, Progress):
+                bar.set_postfix_str(f"{event.images_per_second:.2f} images/s", refresh=False)
+                bar.update(event.done - bar.n)
+            else:
+                paths.append(gallery.add(event.picture, prompt=event.prompt, place=event.place))
+    if paths:
+        print(f"{len(paths)} images in {paths[-1].parent}", flush=True)
+
+
+class _Interrupt:
+    """Remembers that Ctrl-C was pressed; pressed again, it interrupts at once."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def __call__(self, *_: Any) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+        note("\nstopping; what is finished is kept (Ctrl-C again to stop at once)")
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt() -> Iterator[_Interrupt]:
+    """Lets Ctrl-C end the drawing between two codes instead of in the middle of a file."""
+    interrupt = _Interrupt()
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)

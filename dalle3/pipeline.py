@@ -1,0 +1,337 @@
+"""From a prompt to pictures, as a stream of events: the bar, the notebook, the server and the tests read the same one.
+
+Nothing here prints or writes; the doors do. Shapes: B pictures of a batch, L caption tokens, h w grid of codes, K codes
+of a prime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+import dalle3
+from dalle3.checkpoint import Checkpoint, fingerprint
+from dalle3.config import option
+from dalle3.decoding import Decoder, Prefix
+from dalle3.errors import ConfigError, ImageError, PromptError
+from dalle3.models.dalle import Dalle
+from dalle3.models.image_tokenizer import ImageTokenizer
+from dalle3.output import Picture
+from dalle3.rerank import Ranker, Scorer, Tokenize
+from dalle3.sampling import Sampling
+from dalle3.tokenizers.base import Tokenizer, tokenize
+
+DEFAULT_TOP_P = 0.9  # where neither top_p nor top_k is given, as in the DALL-3 fork
+PRIME_FRACTION = 0.4375  # of the codes come from `image`, as in dalle-pytorch: 14 of the 32 rows of OpenAI's DALL-E
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Sampling):
+    """What to draw and how. Its fields are the flags of `generate.py` and the keys of a line of `--prompts_file`."""
+
+    text: str = option(help="what the picture should show")
+    num_images: int = option(12, help="pictures to draw")
+    batch_size: int = option(4, help="pictures drawn at once; it bounds memory and changes speed, never pictures")
+    seed: int | None = option(None, help="picture i is a function of seed and i alone (default: a random one, printed)")
+    index: int | None = option(None, help="draw only the seed's picture of this number")
+    clip_sort: bool = option(False, help="let CLIP score the pictures, and write them best first")
+    keep: int | None = option(None, help="keep only so many, the best by CLIP score (implies clip_sort)")
+    gentxt: bool = option(False, help="let the model complete the text first")
+    truncate_captions: bool = option(False, help="cut a prompt that is too long instead of refusing it")
+    image: Path | Image.Image | None = option(None, help="a picture whose upper part every drawing starts with")
+    num_init_img_tokens: int | None = option(None, help="codes taken from --image (default: 43.75 % of them)")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError or PromptError where a value cannot be."""
+        super().__post_init__()
+        if not self.text.strip():
+            raise PromptError("the prompt is empty; write what the picture should show")
+        if any("\ud800" <= character <= "\udfff" for character in self.text):
+            raise PromptError(f"the prompt {self.text!r} is not UTF-8 text")
+        for names, least in ((("num_images", "batch_size", "keep"), 1), (("index", "seed", "num_init_img_tokens"), 0)):
+            for name in names:
+                if (value := getattr(self, name)) is not None and value < least:
+                    raise ConfigError(f"{name} is {value}; it must be {least} or more")
+        if self.num_init_img_tokens is not None and self.image is None:
+            raise ConfigError("num_init_img_tokens says how much to take from a picture; name the picture with image")
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """The numbers of the pictures to draw."""
+        return range(self.num_images) if self.index is None else (self.index,)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether CLIP orders the pictures."""
+        return self.clip_sort or self.keep is not None
+
+    def settled(self) -> Request:
+        """This request with its open choices made: a seed, and top_p where neither filter is given."""
+        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        top_p = DEFAULT_TOP_P if self.top_p is None and self.top_k is None else self.top_p
+        return dataclasses.replace(self, seed=seed, top_p=top_p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a request is."""
+
+    done: int  # pictures
+    total: int
+    seconds: float  # since the drawing began
+
+    @property
+    def images_per_second(self) -> float:
+        """The mean rate so far."""
+        return self.done / max(self.seconds, 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished picture. It comes as soon as it is drawn, or, where CLIP ranks, at the end and best first."""
+
+    place: int  # its rank from 0 where CLIP ranks, else its index
+    prompt: str  # as drawn: completed where `gentxt` was asked for
+    picture: Picture
+
+
+class Stopped(Exception):  # noqa: N818 (it is not an error)
+    """Raised by a tick to end the drawing early. What is finished is still ranked and yielded."""
+
+
+Tick = Callable[[float], None]  # called after every code with the pictures done so far, the fraction included
+
+
+@dataclass(kw_only=True, eq=False)
+class Model:
+    """Everything a prompt passes through; `dalle3.load` returns one."""
+
+    dalle: Dalle
+    codec: ImageTokenizer
+    tokenizer: Tokenizer
+    open_clip: Callable[[], tuple[Scorer, Tokenize]]  # called when first a ranking is asked for
+    checkpoints: Mapping[str, Checkpoint]  # "dalle" and "codec": what the recipes name by hash
+
+    def generate(
+        self,
+        prompt: str,
+        n: int = 4,
+        *,
+        top_p: float | None = None,
+        top_k: float | None = None,
+        temperature: float = 1.0,
+        cond_scale: float = 1.0,
+        seed: int | None = None,
+        index: int | None = None,
+        clip_sort: bool = False,
+        keep: int | None = None,
+        batch_size: int = 4,
+        image: str | Path | Image.Image | None = None,
+        num_init_img_tokens: int | None = None,
+        truncate_captions: bool = False,
+    ) -> list[Picture]:
+        """`n` pictures of `prompt`, best first where CLIP ranks them (`clip_sort` or `keep`).
+
+        Args:
+            n: pictures to draw; of them `keep` are returned.
+            top_p: draw from the likeliest codes that reach this probability, in (0, 1]; 0.9 without `top_k`.
+            top_k: below 1 the fraction of the codes left out, from 1 on the number kept.
+            temperature: above 1 bolder, below 1 safer.
+            cond_scale: guidance; above 1 the prompt pulls harder.
+            seed: picture i is a function of seed and i alone; None is random, and each picture tells its own.
+            index: draw only the seed's picture of this number.
+            batch_size: pictures drawn at once; it bounds memory and never changes a picture.
+            image: a picture or its path, whose upper part every drawing starts with.
+            num_init_img_tokens: codes taken from `image`; None is 43.75 % of them.
+        Raises:
+            Dalle3Error: a value that cannot be.
+        """
+        request = Request(
+            text=prompt,
+            num_images=n,
+            top_p=top_p,
+            top_k=top_k,
+            temperature=temperature,
+            cond_scale=cond_scale,
+            seed=seed,
+            index=index,
+            clip_sort=clip_sort,
+            keep=keep,
+            batch_size=batch_size,
+            image=Path(image) if isinstance(image, str) else image,
+            num_init_img_tokens=num_init_img_tokens,
+            truncate_captions=truncate_captions,
+        )
+        return [event.picture for event in run(self, request) if isinstance(event, Result)]
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of each part's weights."""
+        return {name: fingerprint(checkpoint.state) for name, checkpoint in self.checkpoints.items()}
+
+    @cached_property
+    def clip(self) -> tuple[Scorer, Tokenize]:
+        """The CLIP that ranks, and its tokenizer.
+
+        Raises:
+            Dalle3Error: there is none, or its file is broken.
+        """
+        return self.open_clip()
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The DALLE laid out for drawing."""
+        return Decoder(self.dalle)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the DALLE computes."""
+        return self.dalle.to_logits.weight.device
+
+
+def run(model: Model, request: Request, *, tick: Tick = lambda done: None) -> Iterator[Progress | Result]:
+    """Draws `request`: a Progress after each batch, and a Result for each picture that is kept.
+
+    Memory holds the pictures of one batch and, where CLIP ranks, those that are kept.
+
+    Args:
+        tick: is called after every code; may raise Stopped.
+    Raises:
+        Dalle3Error: something in the request cannot be; before the first code is drawn.
+    """
+    yield from Drawing(model, request).events(tick=tick)
+
+
+class Drawing:
+    """A request checked against a model: the caption fits, the picture to start from is read, CLIP is there."""
+
+    def __init__(self, model: Model, request: Request) -> None:
+        """Raises Dalle3Error where something in the request cannot be."""
+        self.model, self.request = model, request.settled()
+        assert self.request.seed is not None, "settled"
+        self.seed = self.request.seed
+        self.prompt, self.text = request.text, read_caption(model, request)
+        self.prime = None if request.image is None else encode_prime(model, request)
+        self.clip = model.clip if request.ranked else None
+
+    def events(self, *, tick: Tick = lambda done: None) -> Iterator[Progress | Result]:
+        """As `run`."""
+        if self.request.gentxt:
+            self.text = self.model.decoder.complete(self.text, self.request, seed=self.seed)
+            self.prompt = self.model.tokenizer.decode(self.text.tolist())
+        prefix = self.model.decoder.read(self.text, cond_scale=self.request.cond_scale, prime=self.prime)
+        ranker = Ranker[Picture](*self.clip, self.prompt, keep=self.request.keep) if self.clip else None
+        with contextlib.suppress(Stopped):
+            yield from self._batches(prefix, ranker, tick)
+        for place, (score, _, picture) in enumerate(ranker.best() if ranker else []):
+            picture = dataclasses.replace(picture, score=score, recipe={**picture.recipe, "score": score})
+            yield Result(place=place, prompt=self.prompt, picture=picture)
+
+    def _batches(self, prefix: Prefix, ranker: Ranker[Picture] | None, tick: Tick) -> Iterator[Progress | Result]:
+        start, indices = time.perf_counter(), self.request.indices
+        for done in range(0, len(indices), self.request.batch_size):
+            some = indices[done : done + self.request.batch_size]
+            codes = self._draw(prefix, some, done=done, tick=tick)
+            pixels, pictures = self._decode(codes, some)
+            if ranker is not None:
+                ranker.add(pixels, some, pictures)
+            else:
+                for picture in pictures:
+                    yield Result(place=picture.index, prompt=self.prompt, picture=picture)
+            yield Progress(done=done + len(some), total=len(indices), seconds=time.perf_counter() - start)
+
+    def _draw(self, prefix: Prefix, indices: Sequence[int], *, done: int, tick: Tick) -> Tensor:
+        return self.model.decoder.draw(
+            prefix,
+            self.request,
+            seed=self.seed,
+            indices=indices,
+            on_token=lambda drawn, codes: tick(done + len(indices) * drawn / codes),
+        )
+
+    @torch.inference_mode()
+    def _decode(self, codes: Tensor, indices: Sequence[int]) -> tuple[Tensor, list[Picture]]:
+        """The pictures of codes (B, h, w), also as pixels (B, 3, H, W) in [0, 1]."""
+        pixels = self.model.codec.decode(codes.to(self.model.device)).float().clamp(0, 1)
+        images = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        pictures = [
+            Picture(
+                image=Image.fromarray(image),
+                codes=grid,
+                seed=self.seed,
+                index=index,
+                recipe={**self.recipe, "index": index, "size": [image.shape[1], image.shape[0]]},
+            )
+            for image, grid, index in zip(images, codes.cpu().numpy(), indices, strict=True)
+        ]
+        return pixels, pictures
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What all pictures of the request share: with the index, everything needed to draw one again."""
+        request = self.request
+        used = ("top_p", "top_k", "temperature", "cond_scale", "truncate_captions")
+        settings = {name: getattr(request, name) for name in used}
+        if self.prime is not None:
+            name = request.image.name if isinstance(request.image, Path) else "a picture in memory"
+            settings |= {"image": name, "num_init_img_tokens": len(self.prime)}
+        return {
+            "prompt": self.prompt,
+            **({"completed_from": request.text} if request.gentxt else {}),
+            "seed": self.seed,
+            "settings": settings,
+            "dtype": str(self.model.dalle.to_logits.weight.dtype).removeprefix("torch."),
+            "weights": self.model.hashes,
+            "versions": {"dalle3": dalle3.__version__, "torch": torch.__version__},
+        }
+
+
+def read_caption(model: Model, request: Request) -> Tensor:
+    """The ids (L,) of the prompt.
+
+    Raises:
+        PromptError: it is too long or holds no words.
+    """
+    length = model.dalle.config.text_seq_len
+    return tokenize(model.tokenizer, [request.text], length, truncate=request.truncate_captions)[0]
+
+
+def encode_prime(model: Model, request: Request) -> Tensor:
+    """The codes (K,) that every drawing starts with, the first of `request.image`, cut square and resized.
+
+    Raises:
+        ImageError: the picture cannot be read.
+        ConfigError: it would leave nothing to draw.
+    """
+    config = model.dalle.config
+    count = request.num_init_img_tokens
+    count = int(PRIME_FRACTION * config.image_seq_len) if count is None else count
+    if count >= config.image_seq_len:
+        raise ConfigError(f"num_init_img_tokens is {count}; a picture has {config.image_seq_len}, so pass fewer")
+    side = config.image_grid * model.codec.factor
+    image = ImageOps.fit(_open_image(request.image), (side, side), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(model.device).float() / 255
+    with torch.inference_mode():
+        return model.codec.encode(pixels).flatten()[:count]
+
+
+def _open_image(image: Path | Image.Image | None) -> Image.Image:
+    assert image is not None, "asked for only where there is one"
+    try:
+        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        return ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a picture that can be read"
+        raise ImageError(f"--image {image}: {reason}") from None
