@@ -44,6 +44,7 @@ KINDS = {
     "clip": ("dalle3.models.clip", "ClipConfig", "Clip"),
     "dalle_clip": ("dalle3.models.dalle_clip", "DalleClipConfig", "DalleClip"),
 }
+CODECS = ("gumbel_vq", "vqgan", "discrete_vae", "openai_dvae")  # the kinds that are image tokenizers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from dalle3.convert.dalle_pytorch import dalle_from_dalle_pytorch
 from dalle3.convert.dalle_pytorch_vae import VAE, codec_kind, codec_of
 from dalle3.convert.keys import dropped, tensors, without_wrapper
 from dalle3.errors import CheckpointError
+from dalle3.models.dalle import DalleConfig
 
 _READ = ("hparams", "vae_params", "weights", "version", "vae_class_name", "epoch")
 _REASONS = {
@@ -36,19 +37,19 @@ def dalle_checkpoint(raw: dict[str, Any]) -> Checkpoint:
         version=None if version is None else str(version),
     )
     codec = codec_of({**raw, "weights": weights})
-    kind = codec_kind(raw, codec)
-    # No fingerprint: these files may hold a copy of the image tokenizer in half precision.
-    info = {**({"kind": kind} if kind else {}), "vocab": config.num_image_tokens, "grid": config.image_grid}
+    of_codec = tuple(f"{VAE}model.{line}" for line in codec.dropped) if codec else ()
+    of_file = dropped([key for key in raw if key not in _READ], _REASONS)
     return Checkpoint(
         kind="dalle",
         config=config,
         state=state,
-        dropped=(
-            *(f"{key}: {reason}" for key, reason in left_out.items()),
-            *(f"{VAE}model.{line}" for line in (codec.dropped if codec else ())),
-            *dropped([key for key in raw if key not in _READ], _REASONS),
-        ),
+        dropped=(*(f"{key}: {reason}" for key, reason in left_out.items()), *of_codec, *of_file),
         codec=codec,
-        codec_info=info,
+        codec_info=_codec_info(config, codec_kind(raw, codec)),
         training={"epoch": raw["epoch"]} if isinstance(raw.get("epoch"), int) else None,
     )
+
+
+def _codec_info(config: DalleConfig, kind: str | None) -> dict[str, Any]:
+    """Without a fingerprint: these files may hold a copy of the image tokenizer in half precision."""
+    return {**({"kind": kind} if kind else {}), "vocab": config.num_image_tokens, "grid": config.image_grid}

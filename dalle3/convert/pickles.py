@@ -15,6 +15,7 @@ import re
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -57,11 +58,13 @@ INERT_PREFIXES = (
     "typing.",
     "yacs.",
 )
+DEEPEST = 64  # modules inside modules; a pickle can hold one that contains itself
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _BROKEN = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError),
-    *(RecursionError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile),
+    *(RuntimeError, SystemError, TypeError, ValueError),  # RecursionError is a RuntimeError
+    *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error),
 )
 Resolve = Callable[[str], Any]
 T = TypeVar("T")
@@ -293,7 +296,7 @@ def _attributes(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     for name, value in vars(module).items():
         if isinstance(value, Tensor):
             yield prefix + name, value
-        elif isinstance(value, Inert):
+        elif isinstance(value, Inert) and prefix.count(".") < DEEPEST:
             yield from _attributes(value, f"{prefix}{name}.")
 
 
@@ -303,7 +306,7 @@ def _parameters(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         if isinstance(value, Tensor):
             yield prefix + name, value.detach()
     for name, child in own.get("_modules", {}).items():
-        if isinstance(child, Inert):
+        if isinstance(child, Inert) and prefix.count(".") < DEEPEST:
             yield from _parameters(child, f"{prefix}{name}.")
 
 

@@ -15,7 +15,7 @@ from dalle3.checkpoint import Checkpoint
 from dalle3.config import to_dict
 from dalle3.convert import from_value, read, read_value
 from dalle3.convert.detect import READABLE, recognise, say
-from dalle3.convert.pickles import ForbiddenGlobalError, Inert, list_globals, module_class, module_state
+from dalle3.convert.pickles import DEEPEST, ForbiddenGlobalError, Inert, list_globals, module_class, module_state
 from dalle3.convert.signature import DESCRIPTIONS, looks_like, not_weights
 from dalle3.errors import CheckpointError
 
@@ -122,6 +122,8 @@ def _format(tensor: Tensor) -> str:
 
 def _walk(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor inside dictionaries, lists and pickled modules, under a dotted name."""
+    if prefix.count(".") > DEEPEST:  # a pickle can hold a list that contains itself
+        return
     if isinstance(value, Tensor):
         yield prefix.rstrip("."), value
     elif isinstance(value, Inert) and module_class(value):

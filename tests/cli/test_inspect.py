@@ -99,6 +99,13 @@ def test_something_else_in_a_pickle_is_a_problem(capsys, tmp_path):
     assert facts(capsys, tmp_path / "a.pt", code=1)["parameters"] == 2
 
 
+def test_a_list_that_contains_itself_comes_to_an_end(capsys, tmp_path):
+    value: list = [torch.ones(2)]
+    value.append(value)
+    torch.save(value, tmp_path / "a.pt")
+    assert "a list" in facts(capsys, tmp_path / "a.pt", code=1)["holds"]
+
+
 def test_half_a_dvae_says_what_is_missing(capsys, tmp_path):
     (tmp_path / "encoder.pkl").write_bytes((FOLDER / "openai_dvae" / "encoder.pkl").read_bytes())
     found = facts(capsys, tmp_path / "encoder.pkl", code=1)

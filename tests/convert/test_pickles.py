@@ -127,7 +127,7 @@ def test_views_of_one_storage_share_it_and_keep_their_strides(tmp_path, foreign,
     assert found["row"].untyped_storage().data_ptr() == found["whole"].untyped_storage().data_ptr()
 
 
-def test_a_tensor_that_reaches_beyond_its_storage_is_an_error(tmp_path, foreign, monkeypatch):
+def test_a_tensor_that_reaches_beyond_its_storage_is_an_error(tmp_path, foreign):
     value = {"a": torch.ones(4), "x": foreign("omegaconf", "DictConfig")()}
     path = save(value, tmp_path / "a.pt", zipped=False)
     data = path.read_bytes()
@@ -138,14 +138,19 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_an_error(tmp_path, foreign,
 
 
 @FORMATS
-def test_a_whole_module_gives_its_parameters_and_buffers(tmp_path, foreign, zipped):
-    foreign("taming.modules", "Block")
+def test_a_whole_module_gives_its_parameters_and_buffers(tmp_path, zipped):
     module = nn.Sequential(collections.OrderedDict(conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4)))
     found = load_pickle(save(module, tmp_path / "module.pkl", zipped=zipped))
     assert module_class(found) == "torch.nn.modules.container.Sequential"
     state = module_state(found)
     assert state.keys() == module.state_dict().keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in module.state_dict().items())
+
+
+def test_a_module_that_contains_itself_comes_to_an_end(tmp_path):
+    module = nn.Linear(1, 1)
+    vars(module)["_modules"]["self"] = module
+    assert "self.self.weight" in module_state(load_pickle(save(module, tmp_path / "module.pkl")))
 
 
 @pytest.mark.parametrize("half", ["encoder", "decoder"])

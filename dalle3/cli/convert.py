@@ -1,0 +1,96 @@
+"""`dalle3 convert FILE OUT`: any checkpoint as a folder of ours, with what it needs beside it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dalle3 import convert
+from dalle3.checkpoint import CODECS, Checkpoint, save_checkpoint
+from dalle3.convert.report import CLIP_VOCABULARY, needs
+from dalle3.errors import CheckpointError, ConfigError, OutputError
+from dalle3.runtime import DTYPES
+from dalle3.tokenizers.base import Tokenizer
+from dalle3.tokenizers.load import load_tokenizer, read_tokenizer
+
+HELP = "write any checkpoint as a dalle3 folder"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Gives `parser` the file, the folder and what belongs into it."""
+    parser.add_argument("file", type=Path, help="a file or folder of weights of any format in docs/FORMATS.md")
+    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("--dtype", choices=DTYPES, help="number format of the weights (default: as they are)")
+    parser.add_argument("--vae_path", type=Path, help="the image tokenizer to put beside a DALLE")
+    parser.add_argument("--vqgan_model_path", type=Path, help="the same, a .ckpt of taming")
+    parser.add_argument("--vqgan_config_path", type=Path, help="its yaml, or that of FILE")
+    parser.add_argument("--bpe_path", type=Path, help="the text tokenizer to put beside a DALLE: youtokentome's, or")
+    parser.add_argument("--hug", action="store_true", help="with --hug, a tokenizers JSON")
+    parser.add_argument("--chinese", action="store_true", help="the text tokenizer is bert-base-chinese")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the folder, prints what is in it and what was left out, and returns 0.
+
+    Raises:
+        Dalle3Error: a file is missing, broken or of the wrong kind, or two do not belong together.
+    """
+    codec_path = _codec_path(args)
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise OutputError(f"{args.out} exists already; name another folder or remove it first")
+    checkpoint = convert.read(args.file, config_path=None if codec_path else args.vqgan_config_path)
+    if codec_path:
+        _add_codec(checkpoint, codec_path, args)
+    tokenizer = _tokenizer(checkpoint, args)
+    save_checkpoint(checkpoint, args.out, dtype=DTYPES.get(args.dtype), tokenizer=tokenizer)
+    _tell(checkpoint, tokenizer, args.out)
+    return 0
+
+
+def _codec_path(args: argparse.Namespace) -> Path | None:
+    if args.vae_path and args.vqgan_model_path:
+        raise ConfigError("--vae_path and --vqgan_model_path both name the image tokenizer; leave one out")
+    return args.vae_path or args.vqgan_model_path
+
+
+def _add_codec(checkpoint: Checkpoint, codec_path: Path, args: argparse.Namespace) -> None:
+    if checkpoint.kind != "dalle":
+        raise ConfigError(f"{args.file} is a {checkpoint.kind}, beside which no image tokenizer belongs; leave it out")
+    codec = convert.read(codec_path, config_path=args.vqgan_config_path)
+    if codec.kind not in CODECS:
+        raise CheckpointError(f"{codec_path} is a {codec.kind}, not an image tokenizer; expected {', '.join(CODECS)}")
+    from dalle3.assemble import check_codec  # brings all that draws with it, which copying weights does without
+
+    check_codec(checkpoint, codec, dalle_path=args.file, codec_path=codec_path)
+    checkpoint.codec, checkpoint.codec_info = codec, None
+
+
+def _tokenizer(checkpoint: Checkpoint, args: argparse.Namespace) -> Tokenizer | None:
+    """The text tokenizer that belongs beside a model: the one named, its own, or for a DALLE CLIP's by its size."""
+    named = bool(args.bpe_path or args.hug or args.chinese)
+    if checkpoint.kind in CODECS and named:
+        raise ConfigError(f"{args.file} is a {checkpoint.kind}, which reads no text; leave the tokenizer out")
+    if not named and checkpoint.tokenizer is not None:
+        return read_tokenizer(args.file, checkpoint.tokenizer)
+    if not named and (checkpoint.kind != "dalle" or checkpoint.config.num_text_tokens != CLIP_VOCABULARY):
+        return None
+    tokenizer = load_tokenizer(args.bpe_path, hug=args.hug, chinese=args.chinese)
+    if checkpoint.kind == "dalle":
+        from dalle3.assemble import check_tokenizer
+
+        check_tokenizer(checkpoint.config, tokenizer, dalle_path=args.file)
+    return tokenizer
+
+
+def _tell(checkpoint: Checkpoint, tokenizer: Tokenizer | None, out: Path) -> None:
+    print(f"{out}: {checkpoint.kind}, {checkpoint.num_parameters:,} parameters")
+    for part in (checkpoint.codec, tokenizer):
+        if part is not None:
+            print(f"  with {part.kind}")
+    for note in checkpoint.notes:
+        print(f"  assumed: {note}")
+    for line in checkpoint.dropped:
+        print(f"  left out: {line}")
+    for need in needs(checkpoint):
+        if tokenizer is None or not need.startswith("a text tokenizer"):
+            print(f"  needs beside it: {need}")
