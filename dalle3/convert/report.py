@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dalle3.checkpoint import Checkpoint
+from dalle3.checkpoint import Checkpoint, is_checkpoint
 from dalle3.config import to_dict
 from dalle3.convert import from_value, read, read_value
 from dalle3.convert.detect import READABLE, recognise, say
@@ -35,7 +35,8 @@ def report(path: Path, *, config_path: Path | None = None, keys: bool = False) -
     facts: dict[str, Any] = {"file": str(path), "container": DESCRIPTIONS[kind].split(":")[0]}
     if kind == "folder":
         checkpoint = read(path, config_path=config_path)
-        return facts | _of_checkpoint(checkpoint) | (_keys(checkpoint.state) if keys else {})
+        ours = {"format": "dalle3"} if is_checkpoint(path) else {}
+        return facts | _of_checkpoint(checkpoint) | ours | (_keys(checkpoint.state) if keys else {})
     if kind == "npy":
         return facts | _of_codes(path)
     if kind == "png":

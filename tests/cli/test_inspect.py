@@ -69,6 +69,7 @@ def test_every_kind_is_named(capsys, file, kind):
 def test_our_folder_with_all_its_parts_needs_nothing(capsys, tmp_path):
     found = facts(capsys, tiny.write_model(tmp_path / "a"))
     assert found["tokenizer"]["kind"] == "huggingface"
+    assert found["format"] == "dalle3"
     assert "needs" not in found
 
 
