@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -143,26 +144,28 @@ def test_runs_side_by_side_do_not_take_each_others_numbers(tmp_path):
     assert len({json.loads(line)["file"] for line in lines}) == 20
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """Files of this process cannot grow beyond 2,000 bytes."""
+    """Files of this process cannot grow beyond 2,000 bytes. No fixture: pytest's own output may be such a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_no_part_of_a_picture(tmp_path, full_disk):
+def test_a_full_disk_leaves_no_part_of_a_picture(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     big = Picture(image=Image.fromarray(noise), codes=np.zeros((2, 2)), seed=0, index=0)
-    with pytest.raises(OutputError, match=r"0\.png was not written: File too large"):
+    with full_disk(), pytest.raises(OutputError, match=r"0\.png was not written: File too large"):
         Gallery(tmp_path).add(big, prompt="x", place=0)
     assert names(tmp_path / "x") == ["caption.txt"]
 
 
-def test_a_full_disk_leaves_no_part_of_a_line(tmp_path, full_disk):
+def test_a_full_disk_leaves_no_part_of_a_line(tmp_path):
     append_line(tmp_path / "lines", "a" * 1500)
-    with pytest.raises(OutputError, match="not written"):
+    with full_disk(), pytest.raises(OutputError, match="not written"):
         append_line(tmp_path / "lines", "b" * 1500)
     assert (tmp_path / "lines").read_text() == "a" * 1500 + "\n"
 
