@@ -18,13 +18,13 @@ from diffusion.errors import ConfigError, ShapeError
 from diffusion.unet_blocks import (
     GROUPS,
     AttentionBlock,
+    Convolution,
     Downsample,
     Norm,
     Resample,
     ResBlock,
     Stage,
     Upsample,
-    convolution,
     doubled,
     halved,
     silu,
@@ -138,7 +138,7 @@ class UNet(nn.Module):
         self.input_blocks, skips = self._make_input_blocks()
         self._make_middle(config.widths[-1])
         self.output_blocks = self._make_output_blocks(skips)
-        last = zeroed(convolution(config.widths[0], config.out_channels))
+        last = zeroed(Convolution(config.widths[0], config.out_channels))
         self.out = nn.Sequential(Norm(config.widths[0]), nn.SiLU(), last)
 
     @property
@@ -199,7 +199,7 @@ class UNet(nn.Module):
 
     def _make_input_blocks(self) -> tuple[nn.ModuleList, list[int]]:
         config, width = self.config, self.config.widths[0]
-        blocks = [Stage(convolution(config.in_channels * self.pictures_in, width))]
+        blocks = [Stage(Convolution(config.in_channels * self.pictures_in, width))]
         skips = [width]
         for level, next_width in enumerate(config.widths):
             for _ in range(config.num_res_blocks):

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diffusion import winograd
+
 Resample = Callable[[Tensor], Tensor]
 
 GROUPS = 32
@@ -58,9 +60,18 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-def convolution(channels: int, out_channels: int, *, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps H and W, or halves them at stride 2."""
-    return nn.Conv2d(channels, out_channels, size, stride=stride, padding=size // 2)
+class Convolution(nn.Conv2d):
+    """A 3x3 convolution that keeps H and W, by whichever algorithm is fastest."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """x (B, C, H, W) to (B, out_channels, H, W)."""
+        size = winograd.tile_size(x, self.weight)
+        if size is None or self.bias is None:
+            return super().forward(x)
+        return winograd.convolve(x, self.weight, self.bias, size=size)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -75,7 +86,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = convolution(channels, channels)
+        self.conv = Convolution(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(doubled(x))
@@ -86,7 +97,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.op = convolution(channels, out_channels, stride=2)
+        self.op = nn.Conv2d(channels, out_channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -130,13 +141,13 @@ class ResBlock(nn.Module):
         self.use_scale_shift_norm = use_scale_shift_norm
         self.use_checkpoint = use_checkpoint
         self.resample = resample
-        self.in_layers = nn.Sequential(Norm(channels), nn.SiLU(), convolution(channels, out_channels))
+        self.in_layers = nn.Sequential(Norm(channels), nn.SiLU(), Convolution(channels, out_channels))
         emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, emb_out))
-        last = zeroed(convolution(out_channels, out_channels))
+        last = zeroed(Convolution(out_channels, out_channels))
         self.out_layers = nn.Sequential(Norm(out_channels), nn.SiLU(), nn.Dropout(dropout), last)
         same = channels == out_channels
-        self.skip_connection = nn.Identity() if same else convolution(channels, out_channels, size=1)
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B, C, H, W) and the embedding (1 or B, E) to (B, out_channels, H', W')."""
