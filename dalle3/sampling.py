@@ -5,6 +5,7 @@ Shapes: R rows (images), C image codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,9 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        for name in ("top_k", "temperature", "cond_scale"):
+            if not math.isfinite(getattr(self, name) or 0):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite")
         if self.top_k is not None and (self.top_k <= 0 or (self.top_k > 1 and self.top_k != int(self.top_k))):
             raise ConfigError(f"top_k is {self.top_k}; it must be a fraction between 0 and 1 or a whole number")
         if self.temperature < 0:

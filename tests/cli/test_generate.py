@@ -218,6 +218,8 @@ def test_a_bad_prompts_file_is_named_with_its_line(content, message, capsys):
         ("--text a --top_p nan", "top_p is nan"),
         ("--text a --top_p much", "argument --top_p: invalid float value: 'much'"),
         ("--text a --top_k -3", "top_k is -3"),
+        ("--text a --top_k inf", "top_k is inf"),
+        ("--text a --temperature nan", "temperature is nan"),
         ("--text a --num_images 0", "num_images is 0"),
         ("--text a --num_images 1.5", "argument --num_images: invalid int value: '1.5'"),
         ("--text a --batch_size 0", "batch_size is 0"),
