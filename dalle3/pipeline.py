@@ -264,7 +264,9 @@ class Drawing:
     @torch.inference_mode()
     def _decode(self, codes: Tensor, indices: Sequence[int]) -> tuple[Tensor, list[Picture]]:
         """The pictures of codes (B, h, w), also as pixels (B, 3, H, W) in [0, 1]."""
-        pixels = self.model.codec.decode(codes.to(self.model.device)).float().clamp(0, 1)
+        # A CPU decodes one by one: it costs nothing, and the rounding of a picture cannot depend on its company.
+        parts = codes.to(self.model.device).split(1 if self.model.device.type == "cpu" else len(codes))
+        pixels = torch.cat([self.model.codec.decode(part) for part in parts]).float().clamp(0, 1)
         images = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         pictures = [
             Picture(

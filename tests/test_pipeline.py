@@ -52,9 +52,10 @@ def test_without_a_seed_each_run_differs_and_tells_its_seed(model):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
-def test_the_batch_size_changes_no_code(model, batch_size):
+def test_the_batch_size_changes_no_picture(model, batch_size):
     expected = model.generate(PROMPT, n=5, seed=3, batch_size=5)
     found = model.generate(PROMPT, n=5, seed=3, batch_size=batch_size)
+    assert [*map(pixels, found)] == [*map(pixels, expected)]
     assert all(np.array_equal(a.codes, b.codes) for a, b in zip(expected, found, strict=True))
 
 
