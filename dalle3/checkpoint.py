@@ -30,6 +30,7 @@ from dalle3.config import from_dict, to_dict
 from dalle3.errors import CheckpointError, ConfigError, OutputError
 from dalle3.files import whole_folder
 from dalle3.tokenizers.base import Tokenizer
+from diffusion.errors import DiffusionError
 
 FORMAT = 1
 CONFIG, WEIGHTS, CODEC = "config.json", "model.safetensors", "codec"
@@ -43,6 +44,8 @@ KINDS = {
     "openai_dvae": ("dalle3.models.openai_dvae", "OpenAIDiscreteVAEConfig", "OpenAIDiscreteVAE"),
     "clip": ("dalle3.models.clip", "ClipConfig", "Clip"),
     "dalle_clip": ("dalle3.models.dalle_clip", "DalleClipConfig", "DalleClip"),
+    "unet": ("dalle3.models.decoder", "DecoderConfig", "DiffusionDecoder"),
+    "super_res_unet": ("dalle3.models.decoder", "UpsamplerConfig", "Upsampler"),
 }
 CODECS = ("gumbel_vq", "vqgan", "discrete_vae", "openai_dvae")  # the kinds that are image tokenizers
 
@@ -135,7 +138,7 @@ def read_folder(folder: Path) -> Checkpoint:
     try:
         config = from_dict(config_class(data["kind"]), data["config"])
         source = from_dict(Source, data["source"]) if data.get("source") else None
-    except (ConfigError, KeyError, TypeError, AttributeError) as error:
+    except (ConfigError, DiffusionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
     return Checkpoint(
         kind=data["kind"],
