@@ -40,3 +40,7 @@ class OutputError(Dalle3Error, OSError):
 
 class DependencyError(Dalle3Error, ImportError):
     """An optional package that is needed and absent; the message names the extra that brings it."""
+
+
+class TrainingError(Dalle3Error, RuntimeError):
+    """A run that cannot go on, or cannot be continued."""

@@ -25,11 +25,11 @@ from dalle3.files import whole_file
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """The image tokenizer that made some codes; `sha256` is of its weights."""
+    """The image tokenizer that made some codes, as `checkpoint.describe_codec` describes it."""
 
     kind: str
-    num_tokens: int
-    image_size: int
+    vocab: int
+    grid: int
     sha256: str
 
 

@@ -1,0 +1,305 @@
+"""The one training loop: it knows steps, gradients and files, never a model."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dalle3.checkpoint import WEIGHTS, read_safetensors, write_checkpoint
+from dalle3.config import option
+from dalle3.data.loader import Batch, Stream, batches, collate
+from dalle3.errors import ConfigError, TrainingError
+from dalle3.files import whole_folder
+from dalle3.log import note, warn
+from dalle3.runtime import generator
+from dalle3.train.optim import Average, OptimConfig, learning_rate, make_optimizer
+from dalle3.train.parallel import Parallel
+from dalle3.train.run import Position, RunFolder, read_position, write_position
+from dalle3.train.seeds import seeded
+from dalle3.train.task import Task, grid
+
+RAW = "weights.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long to train, and what to write meanwhile."""
+
+    steps: int | None = option(None, help="optimizer steps to make (default: as many as --epochs takes)")
+    epochs: float = option(20.0, help="times every sample is seen, where --steps is not given")
+    batch_size: int = option(4, help="examples in a forward pass of one process")
+    ga_steps: int = option(1, help="forward passes whose gradients are added up before a step")
+    seed: int = option(0, help="of the weights, the order of the data and every draw")
+    num_workers: int = option(0, help="processes that read data ahead")
+    device: str = option("auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+    dtype: Literal["float32", "bfloat16"] = option("float32", help="of matrix products; weights stay float32")
+    save_every_n_steps: int = option(1000, help="steps between checkpoints")
+    keep_n_checkpoints: int | None = option(None, help="newest checkpoints kept (default: all)")
+    log_every_n_steps: int = option(10, help="steps between lines of metrics")
+    sample_every_n_steps: int = option(500, help="steps between sample pictures; 0 for none")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for counts that cannot be."""
+        for name in ("batch_size", "ga_steps", "save_every_n_steps", "log_every_n_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.keep_n_checkpoints is not None and self.keep_n_checkpoints < 1:
+            raise ConfigError(f"keep_n_checkpoints is {self.keep_n_checkpoints}; it must be at least 1")
+
+    def total_steps(self, num_samples: int, world: int) -> int:
+        """The steps to make on a data set of `num_samples` by `world` processes together."""
+        per_step = self.batch_size * self.ga_steps * world
+        return self.steps if self.steps is not None else max(1, math.ceil(self.epochs * num_samples / per_step))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: its last checkpoint, and whether it made all its steps or was asked to stop."""
+
+    checkpoint: Path
+    step: int
+    finished: bool
+
+
+def train(
+    task: Task,
+    stream: Stream,
+    loop: LoopConfig,
+    optim: OptimConfig,
+    *,
+    run: RunFolder,
+    start: Path | None,
+    parallel: Parallel,
+) -> Outcome:
+    """Trains from the checkpoint `start`, or from the beginning, and returns how it ended.
+
+    SIGTERM and Ctrl-C end it after the step it is in; what it has is saved then, as at the end.
+
+    Raises:
+        TrainingError: the loss is no longer a finite number; the last checkpoint is kept.
+        DataError: the data cannot be read on.
+        OutputError: a file cannot be written.
+    """
+    trainer = _Trainer(task, stream, loop, optim, run=run, parallel=parallel)
+    trainer.resume(start)
+    with interruptible() as stop:
+        for batch in trainer.batches():
+            if trainer.finished or parallel.any(stop.is_set()):
+                break
+            trainer.step(batch)
+        trainer.save()
+    return Outcome(
+        checkpoint=run.checkpoint(trainer.position.step), step=trainer.position.step, finished=trainer.finished
+    )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts at once. Only the main thread can catch them."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, _frame: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        note("stopping after this step and saving (Ctrl-C again to stop at once)")
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Trainer:
+    def __init__(
+        self,
+        task: Task,
+        stream: Stream,
+        loop: LoopConfig,
+        optim: OptimConfig,
+        *,
+        run: RunFolder,
+        parallel: Parallel,
+    ) -> None:
+        self.task, self.stream, self.loop, self.optim = task, stream, loop, optim
+        self.run, self.parallel = run, parallel
+        self.steps = loop.total_steps(len(stream.source), parallel.world)
+        self.position = Position()
+        self.average = Average(task.model, optim.ema_decay) if optim.ema_decay else None
+        parallel.wrap(task.objective, make_optimizer(task.objective, optim))
+        self.clock = _Clock()
+
+    @property
+    def finished(self) -> bool:
+        return self.position.step >= self.steps
+
+    def batches(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each step, from the run's position on."""
+        stream = batches(
+            self.stream,
+            self.loop.batch_size,
+            consumed=self.position.consumed,
+            rank=self.parallel.rank,
+            world=self.parallel.world,
+            num_workers=self.loop.num_workers,
+        )
+        while True:
+            yield [next(stream) for _ in range(self.loop.ga_steps)]
+
+    def step(self, micro_batches: list[Batch]) -> None:
+        """One optimizer step, and what is due after it."""
+        self.task.objective.train()
+        metrics = self._accumulate(micro_batches)
+        rate = learning_rate(self.position.step, self.steps, self.optim)
+        norm = self.parallel.step(learning_rate=rate, clip=self.optim.clip_grad_norm)
+        self.position.step += 1
+        self.position.consumed += self.loop.batch_size * self.loop.ga_steps * self.parallel.world
+        if not (math.isfinite(norm) and math.isfinite(metrics["loss"])):
+            raise TrainingError(self._diverged(metrics["loss"], norm))
+        if self.average is not None:
+            self.average.update(self.task.model, self.position.step)
+        self._report({**metrics, "grad_norm": norm, "learning_rate": rate})
+        if self.position.step % self.loop.save_every_n_steps == 0:
+            self.save()
+
+    def _accumulate(self, micro_batches: list[Batch]) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for number, batch in enumerate(micro_batches):
+            self._name_skipped(batch)
+            last = number == len(micro_batches) - 1
+            with contextlib.nullcontext() if last else self.parallel.accumulating():
+                for name, value in self._micro(batch, number).items():
+                    totals[name] = totals.get(name, 0.0) + float(value) / len(micro_batches)
+        return totals
+
+    def _micro(self, batch: Batch, number: int) -> dict[str, Tensor]:
+        seed, device = self.loop.seed, self.parallel.device
+        first = self.position.consumed + number * self.loop.batch_size * self.parallel.world + self.parallel.rank
+        with torch.no_grad():
+            inputs = self.task.prepare(batch, step=self.position.step, rng=generator(seed, "prepare", first))
+        with seeded(seed, "forward", first, device=device):
+            loss, metrics = self.parallel.forward(inputs)
+        self.parallel.backward(loss / self.loop.ga_steps)
+        return {"loss": loss.detach(), **metrics}
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        step, every = self.position.step, self.loop.sample_every_n_steps
+        if step % self.loop.log_every_n_steps == 0 or self.finished:
+            metrics = self.parallel.mean(metrics)
+            if self.parallel.rank == 0:
+                self._log({"step": step, **metrics, **self.clock.read(self.position, self.steps)})
+        if every and (step % every == 0 or self.finished) and self.parallel.rank == 0:
+            self._preview()
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.run.log(row)
+        shown = {name: value for name, value in row.items() if name not in ("step", "grad_norm", "learning_rate")}
+        note(f"step {row['step']}/{self.steps}  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+
+    def _preview(self) -> None:
+        examples = [self.stream[place] for place in range(8)]
+        rng = generator(self.loop.seed, "preview", self.position.step)
+        with self._averaged(), torch.no_grad():
+            self.task.objective.eval()
+            preview = self.task.preview(collate(examples), rng=rng)
+        if preview.images:
+            self.run.save_sample(self.position.step, grid(preview.images, preview.columns))
+        if preview.metrics:
+            self._log({"step": self.position.step, **preview.metrics})
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Lends the model its averaged weights."""
+        if self.average is None:
+            yield
+            return
+        raw = {name: tensor.clone() for name, tensor in self.task.model.state_dict().items()}
+        self.task.model.load_state_dict(self.average.state)
+        try:
+            yield
+        finally:
+            self.task.model.load_state_dict(raw)
+
+    def save(self) -> None:
+        """Writes the checkpoint of this step, unless there is one, and removes those past their time."""
+        folder = self.run.checkpoint(self.position.step)
+        if not folder.exists():
+            if self.parallel.rank == 0:
+                with whole_folder(folder) as partial:
+                    self._write(partial)
+            self.parallel.barrier()
+        if self.parallel.rank == 0:
+            self.run.prune(self.loop.keep_n_checkpoints)
+
+    def _write(self, folder: Path) -> None:
+        raw = self.task.model.state_dict()
+        checkpoint = self.task.checkpoint(raw if self.average is None else self.average.state)
+        checkpoint.training = {"step": self.position.step, "seed": self.loop.seed}
+        write_checkpoint(checkpoint, folder, tokenizer=self.task.tokenizer)
+        (folder / "train").mkdir()
+        if self.average is not None:
+            save_file({name: tensor.contiguous() for name, tensor in raw.items()}, folder / "train" / RAW)
+        self.parallel.save(folder / "train")
+        write_position(folder, self.position)
+
+    def resume(self, start: Path | None) -> None:
+        """Takes up a run where a checkpoint left it."""
+        if start is None:
+            self.run.forget_after(0)
+            return
+        raw, used = start / "train" / RAW, read_safetensors(start / WEIGHTS)
+        self.task.model.load_state_dict(load_file(raw) if raw.exists() else used)
+        if self.average is not None:
+            self.average.load(used)
+        self.parallel.load(start / "train")
+        self.position = read_position(start)
+        self.run.forget_after(self.position.step)
+        note(f"continuing from {start}: {self.position.step} of {self.steps} steps are done")
+
+    def _name_skipped(self, batch: Batch) -> None:
+        for line in batch.skipped:
+            warn(f"skipped {line}")
+        self.position.skipped += len(batch.skipped)
+
+    def _diverged(self, loss: float, norm: float) -> str:
+        kept = self.run.checkpoints()
+        where = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        return (
+            f"step {self.position.step}: the loss is {loss} and the gradient's norm {norm}; {where}; "
+            "continue from there with a lower --learning_rate, or more --warmup_steps"
+        )
+
+
+class _Clock:
+    """How fast a run goes, since it was last asked."""
+
+    def __init__(self) -> None:
+        self.time, self.consumed, self.step = time.perf_counter(), None, 0
+
+    def read(self, position: Position, steps: int) -> dict[str, float]:
+        now = time.perf_counter()
+        before, self.consumed = self.consumed, position.consumed
+        elapsed, self.time = now - self.time, now
+        done, self.step = position.step - self.step, position.step
+        if before is None or done <= 0 or elapsed <= 0:
+            return {}
+        return {
+            "samples_per_second": (position.consumed - before) / elapsed,
+            "minutes_left": (steps - position.step) * elapsed / done / 60,
+        }

@@ -1,0 +1,129 @@
+"""Training the DALLE: captions and the codes of their pictures.
+
+Shapes: B batch, L caption tokens, h w grid of codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dalle3.checkpoint import Checkpoint, describe_codec
+from dalle3.config import option
+from dalle3.data.codes import Codec
+from dalle3.data.loader import Batch
+from dalle3.decoding import Decoder
+from dalle3.errors import ConfigError
+from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.models.image_tokenizer import ImageTokenizer
+from dalle3.sampling import Sampling
+from dalle3.tokenizers.base import Tokenizer
+from dalle3.train.task import Metrics, Preview, to_pil, to_unit
+from dalle3.train.tasks.captions import caption_rows, drop_rows
+
+PREVIEW_TOP_P = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class DalleTaskConfig:
+    """What a DALLE is shown of its captions."""
+
+    caption_dropout: float = option(0.1, help="part of the captions left out, which guidance (--cond_scale) needs")
+    truncate_captions: bool = option(False, help="cut captions that are too long instead of stopping")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError unless the part is in [0, 1]."""
+        if not 0 <= self.caption_dropout <= 1:
+            raise ConfigError(f"caption_dropout is {self.caption_dropout}; it must be between 0 and 1")
+
+
+class DalleObjective(nn.Module):
+    """The loss of a DALLE."""
+
+    def __init__(self, dalle: Dalle) -> None:
+        super().__init__()
+        self.dalle = dalle
+
+    def forward(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Metrics]:
+        """The weighted loss of captions (B, L) and codes (B, h, w), and the two it is made of, in nats a token."""
+        loss, parts = self.dalle.loss(text, codes)
+        return loss, {f"{name}_loss": part.detach() for name, part in parts.items()}
+
+
+class DalleTask:
+    """A DALLE, the tokenizers whose ids it speaks, and pictures or codes made by that image tokenizer.
+
+    Raises:
+        ConfigError: the model's vocabularies or grid are not those of its tokenizers.
+    """
+
+    def __init__(self, dalle: Dalle, codec: ImageTokenizer, tokenizer: Tokenizer, config: DalleTaskConfig) -> None:
+        check_vocabularies(dalle.config, codec, tokenizer)
+        self.model, self.tokenizer, self.config = dalle, tokenizer, config
+        self.objective = DalleObjective(dalle)
+        assert isinstance(codec, nn.Module)
+        self.codec = codec.eval().requires_grad_(False)
+        self._codec_checkpoint = Checkpoint(kind=codec.kind, config=codec.config, state=codec.state_dict())
+
+    def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
+        """Captions, some of them left out, and codes."""
+        device, config = next(self.model.parameters()).device, self.model.config
+        rows = caption_rows(self.tokenizer, batch.captions, config.text_seq_len, truncate=self.config.truncate_captions)
+        rows = drop_rows(rows, self.config.caption_dropout, rng=rng)
+        return {"text": rows.to(device), "codes": self.codes(batch.content.to(device))}
+
+    def codes(self, content: Tensor) -> Tensor:
+        """Codes (B, h, w) of pictures uint8 (B, 3, H, W), or of codes the same."""
+        return content if content.ndim == 3 else self.codec.encode(to_unit(content, content.device))
+
+    def preview(self, batch: Batch, *, rng: torch.Generator) -> Preview:
+        """Pictures as the image tokenizer renders them, above what the model draws for their captions."""
+        seen = self.codec.decode(self.codes(batch.content.to(self.codec_device)))
+        drawn = self.codec.decode(self._draw(batch.captions, int(torch.randint(2**31, (), generator=rng))))
+        return Preview(images=to_pil(torch.cat([seen, drawn])), columns=len(batch.captions))
+
+    def _draw(self, captions: tuple[str, ...], seed: int) -> Tensor:
+        rows = caption_rows(self.tokenizer, captions, self.model.config.text_seq_len, truncate=True)
+        decoder, sampling = Decoder(self.model), Sampling(top_p=PREVIEW_TOP_P)
+        drawn = [
+            decoder.draw(decoder.read(row), sampling, seed=seed, indices=[index]) for index, row in enumerate(rows)
+        ]
+        return torch.cat(drawn).to(self.codec_device)
+
+    @property
+    def codec_device(self) -> torch.device:
+        """Where the image tokenizer is."""
+        return next(self.codec.parameters()).device
+
+    def checkpoint(self, state: dict[str, Tensor]) -> Checkpoint:
+        """The DALLE with its image tokenizer, so that the folder alone can draw."""
+        return Checkpoint(
+            kind="dalle",
+            config=self.model.config,
+            state=state,
+            codec=self._codec_checkpoint,
+            codec_info=describe_codec(self._codec_checkpoint, grid=self.model.config.image_grid),
+        )
+
+    def check_codes_of(self, made_by: Codec) -> None:
+        """Raises ConfigError unless codes come from this image tokenizer."""
+        ours = describe_codec(self._codec_checkpoint, grid=self.model.config.image_grid)
+        if made_by != Codec(**ours):
+            raise ConfigError(
+                f"the codes were made by {made_by}, and --vae_path is {ours}; pass the one that made them"
+            )
+
+
+def check_vocabularies(config: DalleConfig, codec: ImageTokenizer, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError unless a DALLE of `config` speaks the ids of both tokenizers."""
+    if config.num_image_tokens != codec.num_tokens:
+        raise ConfigError(
+            f"num_image_tokens is {config.num_image_tokens}, but the image tokenizer has {codec.num_tokens} entries"
+        )
+    if config.num_text_tokens < tokenizer.vocab_size:
+        raise ConfigError(
+            f"num_text_tokens is {config.num_text_tokens}, but the text tokenizer has {tokenizer.vocab_size} entries"
+        )

@@ -1,0 +1,163 @@
+"""Training DALLE-pytorch's discrete VAE: reconstruction, and a pull of the codes towards uniform use.
+
+Shapes: B batch, H W picture in pixels, h w grid of codes, V codebook entries.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dalle3.checkpoint import Checkpoint
+from dalle3.config import option
+from dalle3.data.loader import Batch
+from dalle3.errors import ConfigError
+from dalle3.models.discrete_vae import DiscreteVAE
+from dalle3.train.codebook import check_width, features
+from dalle3.train.seeds import on_device
+from dalle3.train.task import Metrics, Preview, to_pil, to_unit
+
+ANNEAL_EVERY = 100  # steps between changes of the temperature, as in DALLE-pytorch
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeTaskConfig:
+    """How soft the codes are while a discrete VAE trains."""
+
+    starting_temp: float = option(1.0, help="temperature of the Gumbel-softmax at the beginning")
+    temp_min: float = option(0.5, help="lowest temperature")
+    anneal_rate: float = option(
+        1e-6, help="every 100 steps the temperature is multiplied by exp(-anneal_rate * step), as DALLE-pytorch does"
+    )
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError unless the temperatures are above 0."""
+        if min(self.starting_temp, self.temp_min) <= 0:
+            raise ConfigError(f"temperatures are {self.starting_temp} and {self.temp_min}; they must be above 0")
+
+    def temperature(self, step: int) -> float:
+        """The temperature at a step, counted from 0: the product of all the factors until then."""
+        changes = step // ANNEAL_EVERY
+        decay = self.anneal_rate * ANNEAL_EVERY * changes * (changes + 1) / 2
+        return max(self.temp_min, self.starting_temp * math.exp(-decay))
+
+
+class VaeObjective(nn.Module):
+    """The loss of a discrete VAE."""
+
+    def __init__(self, vae: DiscreteVAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor, noise: torch.Generator, temperature: float) -> tuple[Tensor, Metrics]:
+        """The loss on pictures (B, 3, H, W) in [0, 1], and its parts."""
+        loss, parts = self.vae.loss(images, noise, temperature=temperature)
+        return loss, {name: parts[name].detach() for name in ("reconstruction_loss", "kl_div")}
+
+
+class VaeTask:
+    """A discrete VAE and pictures; captions are not looked at."""
+
+    tokenizer = None
+
+    def __init__(self, vae: DiscreteVAE, config: VaeTaskConfig) -> None:
+        self.model, self.config = vae, config
+        self.objective: nn.Module = VaeObjective(vae)
+
+    def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
+        """Pictures in [0, 1], noise for their codes, and how soft these are at this step."""
+        device = self.model.codebook.weight.device
+        return {
+            "images": to_unit(batch.content, device),
+            "noise": on_device(rng, device),
+            "temperature": self.config.temperature(step),
+        }
+
+    def preview(self, batch: Batch, *, rng: torch.Generator) -> Preview:
+        """Pictures above what is left of them; how close they are, in dB, and how much of the codebook they use."""
+        images = to_unit(batch.content, self.model.codebook.weight.device)
+        codes = self.model.encode(images)
+        decoded = self.model.decode(codes)
+        error = float((decoded - images).square().mean())
+        metrics = {"psnr": -10 * math.log10(max(error, 1e-10)), **codebook_use(codes, self.model.num_tokens)}
+        return Preview(images=to_pil(torch.cat([images, decoded])), columns=len(images), metrics=metrics)
+
+    def checkpoint(self, state: dict[str, Tensor]) -> Checkpoint:
+        """The VAE."""
+        return Checkpoint(kind=self.model.kind, config=self.model.config, state=state)
+
+
+class AutoencoderObjective(nn.Module):
+    """The squared error of a discrete VAE whose codes are left out."""
+
+    def __init__(self, vae: DiscreteVAE) -> None:
+        super().__init__()
+        check_width(vae)
+        self.vae = vae
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
+        """The mean squared error of pictures (B, 3, H, W) in [0, 1], on the network's scale."""
+        return _squared_error(self.vae, images, self.vae.decoder(features(self.vae, images))), {}
+
+
+class DecoderObjective(nn.Module):
+    """The squared error of what the decoder makes of the codes; no gradient reaches the encoder."""
+
+    def __init__(self, vae: DiscreteVAE) -> None:
+        super().__init__()
+        self.vae = vae.requires_grad_(False)
+        vae.decoder.requires_grad_(True)
+        vae.codebook.requires_grad_(True)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
+        """The mean squared error of pictures (B, 3, H, W) in [0, 1], on the network's scale."""
+        return _squared_error(self.vae, images, self.vae.decode_raw(self.vae.encode(images))), {}
+
+
+class AutoencoderTask(VaeTask):
+    """The first stage of a quick discrete VAE: encoder and decoder without codes, before `codebook.set_codebook`.
+
+    Raises:
+        ConfigError: features and codebook differ in width.
+    """
+
+    def __init__(self, vae: DiscreteVAE) -> None:
+        super().__init__(vae, VaeTaskConfig())
+        self.objective = AutoencoderObjective(vae)
+
+    def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
+        """Pictures in [0, 1]."""
+        return {"images": to_unit(batch.content, self.model.codebook.weight.device)}
+
+    def preview(self, batch: Batch, *, rng: torch.Generator) -> Preview:
+        """Pictures above what is left of them."""
+        images = to_unit(batch.content, self.model.codebook.weight.device)
+        decoded = self.model.denormalise(self.model.decoder(features(self.model, images)))
+        return Preview(images=to_pil(torch.cat([images, decoded])), columns=len(images))
+
+
+class DecoderTask(VaeTask):
+    """The last stage of a quick discrete VAE: codes stay what they are, and the decoder learns to draw them."""
+
+    def __init__(self, vae: DiscreteVAE) -> None:
+        super().__init__(vae, VaeTaskConfig())
+        self.objective = DecoderObjective(vae)
+
+    def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
+        """Pictures in [0, 1]."""
+        return {"images": to_unit(batch.content, self.model.codebook.weight.device)}
+
+
+def _squared_error(vae: DiscreteVAE, images: Tensor, drawn: Tensor) -> Tensor:
+    return (drawn - vae.normalise(images)).square().mean()
+
+
+def codebook_use(codes: Tensor, num_tokens: int) -> dict[str, float]:
+    """The part of the codebook that codes use, and the perplexity of their use: how many entries it amounts to."""
+    shares = torch.bincount(codes.flatten(), minlength=num_tokens).float() / codes.numel()
+    entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
+    return {"codebook_use": float((shares > 0).float().mean()), "perplexity": float(entropy.exp())}

@@ -1,0 +1,155 @@
+"""Trains the smallest complete model there is, in under two minutes on two cores: `python -m recipes.shapes.quick OUT`.
+
+One coloured shape on white, 48 pixels, 12x12 codes. OUT becomes a model folder for `generate.py`: the DALLE with its
+text tokenizer, its image tokenizer in `codec/` and a CLIP that ranks in `clip/`. Everything goes through the training
+loop that trains large models; what is short here is the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import shutil
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from dalle3.data.codes import CodeShards
+from dalle3.data.loader import Stream
+from dalle3.data.transforms import Crop, CropConfig, keep
+from dalle3.files import whole_folder
+from dalle3.models.clip import Clip, ClipConfig
+from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle3.runtime import generator
+from dalle3.tokenizers.huggingface import HuggingFace, train_bpe
+from dalle3.train.codebook import set_codebook
+from dalle3.train.encode import encode
+from dalle3.train.loop import LoopConfig, train
+from dalle3.train.optim import OptimConfig
+from dalle3.train.parallel import SingleDevice
+from dalle3.train.run import RunFolder
+from dalle3.train.seeds import seeded
+from dalle3.train.task import Task, to_unit
+from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
+from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
+from dalle3.train.tasks.vae import AutoencoderTask, DecoderTask
+from recipes.shapes.source import Detail, Scenes
+
+SIZE, WINDOW, CODES, FEATURES = 48, 24, 512, 32
+TEXT_LENGTH = 12
+NUM_SCENES = 6000
+
+
+def main() -> None:
+    """Trains into the folder named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.shapes.quick", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="OUT", help="the model folder to make")
+    make(parser.parse_args().folder)
+
+
+def make(folder: Path) -> None:
+    """Writes the model folder, whole or not at all.
+
+    CLIP needs nothing of the others, so it trains in a second process; each computes on one core, which at these
+    sizes is faster than both on two.
+
+    Raises:
+        OutputError: the folder exists and is not empty, or cannot be written.
+    """
+    torch.set_num_threads(1)
+    spawn = multiprocessing.get_context("spawn")
+    with whole_folder(folder) as partial, tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        with ProcessPoolExecutor(1, mp_context=spawn) as helper:
+            clip = helper.submit(train_clip, work / "clip")
+            vae = train_codec(work / "codec")
+            dalle = train_dalle(vae, work / "dalle")
+            shutil.copytree(dalle, partial, ignore=shutil.ignore_patterns("train"), dirs_exist_ok=True)
+            shutil.copytree(clip.result(), partial / "clip", ignore=shutil.ignore_patterns("train"))
+
+
+def train_codec(work: Path) -> DiscreteVAE:
+    """A discrete VAE of 4 x 4 pixels a code: autoencoder, then k-means for a codebook, then the decoder once more."""
+    config = DiscreteVAEConfig(
+        image_size=SIZE, num_layers=2, num_tokens=CODES, hidden_dim=FEATURES, codebook_dim=FEATURES
+    )
+    with seeded(0, "vae"):
+        vae = DiscreteVAE(config)
+    windows = Stream(_scenes(), Detail(WINDOW), seed=0)
+    _run(AutoencoderTask(vae), windows, work / "autoencoder", steps=2000, batch_size=8, learning_rate=6e-3)
+    pictures = torch.stack([windows[position].content for position in range(1500)])
+    set_codebook(vae, to_unit(pictures, torch.device("cpu")).split(100), rng=generator(0, "codebook"))
+    _run(DecoderTask(vae), windows, work / "decoder", steps=500, batch_size=8, learning_rate=3e-3)
+    return vae.eval()
+
+
+def train_dalle(vae: DiscreteVAE, work: Path) -> Path:
+    """The checkpoint of a DALLE that learnt the codes of the scenes, once encoded."""
+    tokenizer = text_tokenizer()
+    config = DalleConfig(
+        num_text_tokens=tokenizer.vocab_size,
+        text_seq_len=TEXT_LENGTH,
+        num_image_tokens=CODES,
+        image_grid=SIZE // vae.factor,
+        dim=128,
+        depth=3,
+        heads=4,
+        dim_head=32,
+    )
+    with seeded(0, "dalle"):
+        task = DalleTask(Dalle(config), vae, tokenizer, DalleTaskConfig())
+    shards = encode(_scenes(), Crop(SIZE, CropConfig(random_resize_crop_lower_ratio=1.0)), vae, work, seed=0)
+    stream = Stream(CodeShards(shards), keep, seed=0)
+    return _run(task, stream, work / "run", steps=300, batch_size=16, learning_rate=2e-3)
+
+
+def train_clip(work: Path) -> Path:
+    """The checkpoint of a CLIP that tells the scenes apart."""
+    torch.set_num_threads(1)
+    tokenizer = text_tokenizer()
+    config = ClipConfig(
+        embed_dim=64,
+        image_size=SIZE,
+        patch_size=8,
+        vision_width=64,
+        vision_layers=2,
+        vision_heads=2,
+        context_length=TEXT_LENGTH,
+        vocab_size=tokenizer.vocab_size,
+        text_width=64,
+        text_layers=1,
+        text_heads=2,
+        text_end="last_id",
+    )
+    with seeded(0, "clip"):
+        task = ClipTask(Clip(config), tokenizer, ClipTaskConfig())
+    crop = Crop(SIZE, CropConfig(random_resize_crop_lower_ratio=1.0))
+    return _run(task, Stream(_scenes(), crop, seed=0), work, steps=600, batch_size=64, learning_rate=1e-3)
+
+
+def text_tokenizer() -> HuggingFace:
+    """A tokenizer that knows every word of the captions."""
+    source = _scenes()
+    return train_bpe((line for index in range(1000) for line in source.load(index).captions), 256)
+
+
+def _scenes() -> Scenes:
+    return Scenes(NUM_SCENES, size=SIZE, kind="one", background="white")
+
+
+def _run(task: Task, stream: Stream, folder: Path, *, steps: int, batch_size: int, learning_rate: float) -> Path:
+    loop = LoopConfig(
+        steps=steps, batch_size=batch_size, log_every_n_steps=100, save_every_n_steps=steps, sample_every_n_steps=steps
+    )
+    optim = OptimConfig(learning_rate=learning_rate, warmup_steps=20, lr_schedule="cosine", clip_grad_norm=1.0)
+    run = RunFolder(folder)
+    start = run.begin({"task": type(task).__name__}, resume="never")
+    device = SingleDevice(torch.device("cpu"))
+    return train(task, stream, loop, optim, run=run, start=start, parallel=device).checkpoint
+
+
+if __name__ == "__main__":
+    main()
