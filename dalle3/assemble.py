@@ -9,9 +9,9 @@ from typing import Literal, cast
 
 import torch
 
-from dalle3 import convert
 from dalle3.checkpoint import Checkpoint, build, describe_codec
 from dalle3.config import option
+from dalle3.convert.roles import CODEC, DALLE, read_as
 from dalle3.errors import CheckpointError, ConfigError
 from dalle3.models.dalle import Dalle, DalleConfig
 from dalle3.models.image_tokenizer import ImageTokenizer
@@ -20,8 +20,6 @@ from dalle3.rerank import HUB_CLIP, Scorer, Tokenize, load_clip, load_default_cl
 from dalle3.runtime import dalle_pytorch_cache, home, pick_device, pick_dtype
 from dalle3.tokenizers.base import Tokenizer
 from dalle3.tokenizers.load import load_tokenizer, read_tokenizer
-
-CODECS = ("gumbel_vq", "vqgan", "discrete_vae", "openai_dvae")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +106,7 @@ def assemble(parts: Parts) -> Model:
     device = pick_device(parts.device)
     dtype = pick_dtype(parts.dtype, device)
     path = parts.dalle_path or default_model()
-    checkpoint = _read_dalle(path)
+    checkpoint = read_as(path, DALLE, flag="--dalle_path")
     codec, codec_path = _read_codec(parts, checkpoint, path)
     tokenizer = _read_tokenizer(parts, checkpoint, path)
     check_codec(checkpoint, codec, dalle_path=path, codec_path=codec_path)
@@ -162,13 +160,6 @@ def _short(value: object) -> str:
     return str(value)[:12]
 
 
-def _read_dalle(path: Path) -> Checkpoint:
-    checkpoint = convert.read(path)
-    if checkpoint.kind != "dalle":
-        raise CheckpointError(f"{path} is a {checkpoint.kind}; --dalle_path takes a DALLE")
-    return checkpoint
-
-
 def _read_codec(parts: Parts, dalle: Checkpoint, dalle_path: Path) -> tuple[Checkpoint, Path]:
     """The image tokenizer and its file: the one named, else the DALLE's own, else the one DALLE-pytorch downloaded."""
     path, config_path = parts.vae_path or parts.vqgan_model_path, parts.vqgan_config_path
@@ -176,10 +167,8 @@ def _read_codec(parts: Parts, dalle: Checkpoint, dalle_path: Path) -> tuple[Chec
         return dalle.codec, dalle_path
     if path is None:
         path, config_path = _downloaded_codec(dalle_path, taming=parts.taming)
-    codec = convert.read(path, config_path=config_path)
-    if codec.kind not in CODECS:
-        raise CheckpointError(f"{path} is a {codec.kind}, not an image tokenizer; expected {', '.join(CODECS)}")
-    return codec, path
+    flag = "--vqgan_model_path" if path == parts.vqgan_model_path else "--vae_path"
+    return read_as(path, CODEC, flag=flag, config_path=config_path), path
 
 
 def _downloaded_codec(dalle_path: Path, *, taming: bool) -> tuple[Path, Path | None]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle3 import convert
 from dalle3.checkpoint import Checkpoint, build
 from dalle3.convert.hugging_face_clip import WEIGHTS
+from dalle3.convert.roles import CLIP, read_as
 from dalle3.errors import CheckpointError, DependencyError
 from dalle3.runtime import openai_clip_cache
 from dalle3.tokenizers.base import Tokenizer, tokenize
@@ -112,9 +112,7 @@ def load_clip(
     path = Path(name)
     if not path.exists():
         path = _fetch(str(name))
-    checkpoint = convert.read(path)
-    if checkpoint.kind not in ("clip", "dalle_clip"):
-        raise CheckpointError(f"{path} holds a {checkpoint.kind}, not a CLIP; pass the CLIP to rank with as --clip")
+    checkpoint = read_as(path, CLIP, flag="--clip")
     # Ids first: a CLIP that cannot read should say so before it is built.
     ids = _tokenize(checkpoint, path, tokenizer)
     return cast(Scorer, build(checkpoint, device=device, dtype=dtype)), ids

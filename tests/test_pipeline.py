@@ -227,7 +227,7 @@ def test_parts_given_apart_make_the_same_model(tmp_path, model):
 
 def test_a_codec_is_not_taken_for_a_dalle(tmp_path):
     tiny.save_checkpoint(tiny.codec(), tmp_path / "vae")
-    with pytest.raises(CheckpointError, match="is a discrete_vae; --dalle_path takes a DALLE"):
+    with pytest.raises(CheckpointError, match="is a discrete_vae, not a DALLE, which --dalle_path takes"):
         dalle3.load(tmp_path / "vae")
 
 

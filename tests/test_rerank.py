@@ -195,7 +195,7 @@ def test_a_model_that_is_no_clip_is_refused_by_its_kind(tmp_path):
     config = DiscreteVAEConfig(image_size=16, num_tokens=4, codebook_dim=4, num_layers=1, hidden_dim=4)
     checkpoint = Checkpoint(kind="discrete_vae", config=config, state=DiscreteVAE(config).state_dict())
     save_checkpoint(checkpoint, tmp_path / "vae")
-    with pytest.raises(CheckpointError, match="holds a discrete_vae, not a CLIP"):
+    with pytest.raises(CheckpointError, match="is a discrete_vae, not a CLIP"):
         load_clip(tmp_path / "vae", device=CPU)
 
 

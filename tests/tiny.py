@@ -11,8 +11,11 @@ from torch import nn
 from dalle3.checkpoint import Checkpoint, save_checkpoint
 from dalle3.models.clip import Clip, ClipConfig
 from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, Upsampler, UpsamplerConfig
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle3.tokenizers.huggingface import HuggingFace
+from diffusion.process import ProcessConfig
+from diffusion.unet import UNetConfig
 
 WORDS = ("[UNK]", "a", "red", "blue", "circle", "square", "large", "small", "and", "star", "great")
 GRID, CODES = 4, 16
@@ -62,6 +65,34 @@ def clip() -> Checkpoint:
         text_end="last_id",
     )
     return checkpoint("clip", config, Clip)
+
+
+def unet(**changes) -> UNetConfig:
+    """A small layout of stride 8: every code becomes 4 pixels a side."""
+    sizes = {"num_channels": 32, "num_res_blocks": 1, "attention_resolutions": (), "channel_mult": (1, 1, 1, 1)}
+    return UNetConfig(**{"image_size": 16, **sizes, **changes})
+
+
+def decoder(**changes) -> Checkpoint:
+    """A decoder of the codes of `codec`, as large as its pictures; it can be guided."""
+    layout = unet(**{"emb_input_dims": 8, "emb_output_dims": 32, "null_embedding": True, **changes})
+    config = DecoderConfig(unet=layout, process=ProcessConfig(noise_schedule="cosine"), respacing="angle4")
+    return noisy(checkpoint("unet", config, DiffusionDecoder))
+
+
+def upsampler(**changes) -> Checkpoint:
+    """Pictures to four times their size, any multiple of 2."""
+    layout = unet(**{"channel_mult": (1, 1), **changes})
+    config = UpsamplerConfig(unet=layout, process=ProcessConfig(), respacing="angle2", small_size=4)
+    return noisy(checkpoint("super_res_unet", config, Upsampler))
+
+
+def noisy(found: Checkpoint) -> Checkpoint:
+    """The checkpoint with weights nowhere zero, as they are after training."""
+    rng = torch.Generator().manual_seed(0)
+    for tensor in found.state.values():
+        tensor.add_(0.05 * torch.randn(tensor.shape, generator=rng))
+    return found
 
 
 def checkpoint(kind: str, config, network: type[nn.Module], *, seed: int = 0) -> Checkpoint:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from dalle3 import convert
 from dalle3.checkpoint import CODECS, Checkpoint, save_checkpoint
+from dalle3.config import add_arguments as add_flags
+from dalle3.convert.guided_diffusion import Layout
 from dalle3.convert.report import CLIP_VOCABULARY, needs
-from dalle3.errors import CheckpointError, ConfigError, OutputError
+from dalle3.convert.roles import CODEC, read_as
+from dalle3.errors import ConfigError, OutputError
 from dalle3.runtime import DTYPES
 from dalle3.tokenizers.base import Tokenizer
 from dalle3.tokenizers.load import load_tokenizer, read_tokenizer
+from diffusion.presets import PRESETS
+from diffusion.process import ProcessConfig
+from diffusion.unet import UNetConfig
 
 HELP = "write any checkpoint as a dalle3 folder"
 
@@ -27,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bpe_path", type=Path, help="the text tokenizer to put beside a DALLE: youtokentome's, or")
     parser.add_argument("--hug", action="store_true", help="with --hug, a tokenizers JSON")
     parser.add_argument("--chinese", action="store_true", help="the text tokenizer is bert-base-chinese")
+    parser.add_argument("--preset", choices=PRESETS, help="the published model a UNet of guided-diffusion is")
+    parser.add_argument("--small_size", type=int, help="pixels a side that an upsampler was trained to enlarge")
+    add_flags(parser, UNetConfig, title="a UNet's layout, where no preset has it, as in guided-diffusion")
+    add_flags(parser, ProcessConfig, title="the process a UNet was trained under")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,13 +49,24 @@ def run(args: argparse.Namespace) -> int:
     codec_path = _codec_path(args)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise OutputError(f"{args.out} exists already; name another folder or remove it first")
-    checkpoint = convert.read(args.file, config_path=None if codec_path else args.vqgan_config_path)
+    layout = _layout(args)
+    checkpoint = convert.read(args.file, config_path=None if codec_path else args.vqgan_config_path, layout=layout)
+    if layout.says_something and (checkpoint.source is None or checkpoint.source.format != "guided-diffusion"):
+        raise ConfigError(f"{args.file} is no bare UNet of guided-diffusion, whose layout must be said; leave that out")
     if codec_path:
         _add_codec(checkpoint, codec_path, args)
     tokenizer = _tokenizer(checkpoint, args)
     save_checkpoint(checkpoint, args.out, dtype=DTYPES.get(args.dtype), tokenizer=tokenizer)
     _tell(checkpoint, tokenizer, args.out)
     return 0
+
+
+def _layout(args: argparse.Namespace) -> Layout:
+    unet, process = (
+        {field.name: getattr(args, field.name) for field in dataclasses.fields(cls) if hasattr(args, field.name)}
+        for cls in (UNetConfig, ProcessConfig)
+    )
+    return Layout(preset=args.preset, unet=unet, process=process, small_size=args.small_size)
 
 
 def _codec_path(args: argparse.Namespace) -> Path | None:
@@ -56,9 +78,8 @@ def _codec_path(args: argparse.Namespace) -> Path | None:
 def _add_codec(checkpoint: Checkpoint, codec_path: Path, args: argparse.Namespace) -> None:
     if checkpoint.kind != "dalle":
         raise ConfigError(f"{args.file} is a {checkpoint.kind}, beside which no image tokenizer belongs; leave it out")
-    codec = convert.read(codec_path, config_path=args.vqgan_config_path)
-    if codec.kind not in CODECS:
-        raise CheckpointError(f"{codec_path} is a {codec.kind}, not an image tokenizer; expected {', '.join(CODECS)}")
+    flag = "--vae_path" if args.vae_path else "--vqgan_model_path"
+    codec = read_as(codec_path, CODEC, flag=flag, config_path=args.vqgan_config_path)
     from dalle3.assemble import check_codec  # brings all that draws with it, which copying weights does without
 
     check_codec(checkpoint, codec, dalle_path=args.file, codec_path=codec_path)

@@ -20,6 +20,7 @@ from dalle3.convert.deepspeed import (
     read_weights,
 )
 from dalle3.convert.detect import recognise, unreadable
+from dalle3.convert.guided_diffusion import Layout, LayoutError, unet_checkpoint
 from dalle3.convert.hugging_face_clip import from_hugging_face, is_hugging_face, weights_file
 from dalle3.convert.keys import tensors
 from dalle3.convert.openai_dvae import FILES as DVAE_FILES
@@ -40,28 +41,30 @@ class _File:
 
     path: Path
     config_path: Path | None
+    layout: Layout
 
 
-def read(path: Path | str, *, config_path: Path | str | None = None) -> Checkpoint:
+def read(path: Path | str, *, config_path: Path | str | None = None, layout: Layout | None = None) -> Checkpoint:
     """The model a file or folder holds, of any format in docs/FORMATS.md, told from its content.
 
     Nothing in the file is run. The weights are checked against the configuration.
 
     Args:
         config_path: the yaml of a taming model, if it does not lie beside the file under the same name.
+        layout: what the tensors of a UNet of guided-diffusion do not tell; other files have no use for it.
     Raises:
         CheckpointError: a file that is missing, broken, unsafe, of another kind, or not supported.
     """
     path = Path(path)
-    file = _File(path=path, config_path=Path(config_path) if config_path else None)
+    config_path = Path(config_path) if config_path else None
     if looks_like(path) == "folder":
-        return _read_folder(file)
-    return from_value(read_value(path), path, config_path=file.config_path)
+        return _read_folder(_File(path=path, config_path=config_path, layout=layout or Layout()))
+    return from_value(read_value(path), path, config_path=config_path, layout=layout)
 
 
-def from_value(value: Any, path: Path, *, config_path: Path | None = None) -> Checkpoint:
+def from_value(value: Any, path: Path, *, config_path: Path | None = None, layout: Layout | None = None) -> Checkpoint:
     """As `read`, of what `read_value` found in the file at `path`."""
-    file = _File(path=path, config_path=config_path)
+    file = _File(path=path, config_path=config_path, layout=layout or Layout())
     name = recognise(value)
     if name is None or name not in _READERS:
         raise unreadable(path, value)
@@ -98,7 +101,7 @@ def _read_folder(file: _File) -> Checkpoint:
     if is_hugging_face(folder):
         return _finish(weights_file(folder), "hugging-face-clip", lambda: _clip(*from_hugging_face(folder)))
     if len(found := sorted(folder.glob("*.ckpt"))) == 1:
-        return read(found[0], config_path=file.config_path)
+        return read(found[0], config_path=file.config_path, layout=file.layout)
     raise CheckpointError(
         f"{folder} holds none of config.json of dalle3, a DeepSpeed checkpoint, encoder.pkl and decoder.pkl, "
         "a CLIP of Hugging Face, or one .ckpt; give the file itself"
@@ -112,6 +115,8 @@ def _finish(path: Path, name: str, convert: Callable[[], Checkpoint]) -> Checkpo
         for part in (checkpoint, checkpoint.codec):
             if part is not None:
                 verify(part)
+    except LayoutError as error:
+        raise LayoutError(f"{path} holds {error}", kind=error.kind) from None
     except (CheckpointError, ConfigError) as error:
         message = str(error)
         raise CheckpointError(message if str(path.parent) in message else f"{path}: {message}") from None
@@ -166,4 +171,5 @@ _READERS: dict[str, Callable[[Any, _File], Checkpoint]] = {
     "taming": _taming,
     "openai-dvae": _openai_dvae,
     "openai-clip": lambda value, file: _clip(*from_openai(tensors(value))),
+    "guided-diffusion": lambda value, file: unet_checkpoint(tensors(value), path=file.path, layout=file.layout),
 }

@@ -53,6 +53,7 @@ READABLE = {
     "taming": "an image tokenizer of taming-transformers",
     "openai-dvae": "a half of OpenAI's dVAE",
     "openai-clip": "a CLIP of OpenAI",
+    "guided-diffusion": "a UNet of guided-diffusion",
 }
 _OTHERS = {
     "discrete-vae-weights": "a DiscreteVAE without its sizes; give the vae.pt of train_vae.py, which holds both",
@@ -79,7 +80,7 @@ def say(value: Any) -> str:
 
 
 def unreadable(path: Path, value: Any) -> CheckpointError:
-    """The error for a file whose content is recognised, or not, but cannot be read as a model of stage one."""
+    """The error for a file whose content is recognised, or not, but cannot be read as a model."""
     return CheckpointError(f"{path} holds {say(value)}; `dalle3 inspect {path}` tells more")
 
 

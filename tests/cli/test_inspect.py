@@ -83,9 +83,10 @@ def test_a_pickle_that_would_run_a_command_lists_what_it_names_and_runs_nothing(
 
 def test_a_unet_is_recognised(capsys, tmp_path):
     torch.save(UNET, tmp_path / "model016000.pt")
-    found = facts(capsys, tmp_path / "model016000.pt")
+    found = facts(capsys, tmp_path / "model016000.pt", code=1)
     assert found["format"] == "guided-diffusion"
     assert "width 4, conditioned on embeddings of 5 channels" in found["holds"]
+    assert "they fit no published model; say its layout with `dalle3 convert`" in found["problem"]
 
 
 def test_an_unknown_state_dict_is_measured(capsys, tmp_path):
