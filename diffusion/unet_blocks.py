@@ -74,6 +74,17 @@ class Convolution(nn.Conv2d):
         return winograd.convolve(x, self.weight, self.bias, size=size)
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution as a matrix product: PyTorch's float32 kernel on CPUs unfolds the picture first."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """x (B, C, H, W) to (B, out_channels, H, W), channels_last."""
+        return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
+
+
 def zeroed(module: nn.Module) -> nn.Module:
     """`module`, its parameters set to zero, so that its branch starts as nothing."""
     for parameter in module.parameters():
@@ -147,7 +158,7 @@ class ResBlock(nn.Module):
         last = zeroed(Convolution(out_channels, out_channels))
         self.out_layers = nn.Sequential(Norm(out_channels), nn.SiLU(), nn.Dropout(dropout), last)
         same = channels == out_channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if same else Pointwise(channels, out_channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B, C, H, W) and the embedding (1 or B, E) to (B, out_channels, H', W')."""

@@ -26,7 +26,7 @@ from torch import Tensor
 LEAST_CHANNELS = 128
 LEAST_TILES = {(torch.float32, 4): 256, (torch.float32, 2): 256, (torch.bfloat16, 2): 1024}
 # What one strip of tiles may take, so that it stays in the cache between the transforms.
-STRIP_BYTES = 16 << 20
+STRIP_BYTES = 8 << 20
 
 
 class Transforms(NamedTuple):

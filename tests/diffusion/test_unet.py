@@ -48,16 +48,16 @@ def test_one_timestep_for_all_is_the_same_timestep_for_each(config):
     x, _ = inputs()
     network = make(config)
     shared = network(x, torch.tensor([400.0]))
-    assert relative_error(shared, network(x, torch.tensor([400.0, 400.0]))) < 1e-6
+    assert relative_error(shared, network(x, torch.tensor([400.0, 400.0]))) < 5e-6
 
 
 def test_channels_last_and_a_batch_change_nothing_but_rounding():
     x, embeddings = inputs()
     network, told = make(CONDITIONED), torch.tensor([5.0])
     together = network(x, told, embeddings=embeddings)
-    assert relative_error(network(x[:1], told, embeddings=embeddings[:1]), together[:1]) < 2e-6
+    assert relative_error(network(x[:1], told, embeddings=embeddings[:1]), together[:1]) < 5e-6
     network.to(memory_format=torch.channels_last)
-    assert relative_error(network(x, told, embeddings=embeddings), together) < 2e-6
+    assert relative_error(network(x, told, embeddings=embeddings), together) < 5e-6
 
 
 def test_bfloat16_keeps_norms_and_output_in_float32_and_comes_close():
@@ -90,7 +90,7 @@ def test_labels_change_each_picture_for_itself():
     network, told = make(replace(TINY, num_classes=4)), torch.tensor([5.0])
     both = network(x, told, labels=torch.tensor([1, 3]))
     alone = network(x[1:], told, labels=torch.tensor([3]))
-    assert relative_error(both[1:], alone) < 2e-6
+    assert relative_error(both[1:], alone) < 5e-6
 
 
 def test_an_upsampler_sees_the_small_picture():
