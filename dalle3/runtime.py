@@ -53,9 +53,19 @@ def generator(seed: int, *purpose: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
+def launched() -> tuple[int, int]:
+    """How many processes torchrun or deepspeed started together, and which of this machine's is this one."""
+    return int(os.environ.get("WORLD_SIZE") or 1), int(os.environ.get("LOCAL_RANK") or 0)
+
+
 def home() -> Path:
     """Where models made or fetched on this machine live: `$DALLE3_HOME`, else `~/.cache/dalle3`."""
     return Path(os.environ.get("DALLE3_HOME") or Path.home() / ".cache" / "dalle3")
+
+
+def native_allowed() -> bool:
+    """Whether decoding may compile and use its C code; `DALLE3_NATIVE=0` says no."""
+    return os.environ.get("DALLE3_NATIVE", "1") != "0"
 
 
 def openai_clip_cache() -> Path:

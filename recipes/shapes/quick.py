@@ -1,6 +1,6 @@
 """Trains the smallest complete model there is, in under two minutes on two cores: `python -m recipes.shapes.quick OUT`.
 
-One coloured shape on white, 48 pixels, 12x12 codes. OUT becomes a model folder for `generate.py`: the DALLE with its
+One coloured shape on white, 32 pixels, 8x8 codes. OUT becomes a model folder for `generate.py`: the DALLE with its
 text tokenizer, its image tokenizer in `codec/` and a CLIP that ranks in `clip/`. Everything goes through the training
 loop that trains large models; what is short here is the time.
 """
@@ -36,9 +36,11 @@ from dalle3.train.task import Task, to_unit
 from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
 from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
 from dalle3.train.tasks.vae import AutoencoderTask, DecoderTask
-from recipes.shapes.source import Detail, Scenes
+from recipes.shapes.source import Scenes
 
-SIZE, WINDOW, CODES, FEATURES = 48, 24, 512, 32
+SIZE, CODES, FEATURES = 32, 256, 32
+MIDDLE = 0.64  # of a scene is shown: all of one object, and less of the background around it
+CROP = Crop(SIZE, CropConfig(random_resize_crop_lower_ratio=1.0))
 TEXT_LENGTH = 12
 NUM_SCENES = 6000
 
@@ -78,11 +80,11 @@ def train_codec(work: Path) -> DiscreteVAE:
     )
     with seeded(0, "vae"):
         vae = DiscreteVAE(config)
-    windows = Stream(_scenes(), Detail(WINDOW), seed=0)
-    _run(AutoencoderTask(vae), windows, work / "autoencoder", steps=2000, batch_size=8, learning_rate=6e-3)
-    pictures = torch.stack([windows[position].content for position in range(1500)])
+    stream = Stream(_scenes(), CROP, seed=0)
+    _run(AutoencoderTask(vae), stream, work / "autoencoder", steps=2000, batch_size=8, learning_rate=6e-3)
+    pictures = torch.stack([stream[position].content for position in range(1500)])
     set_codebook(vae, to_unit(pictures, torch.device("cpu")).split(100), rng=generator(0, "codebook"))
-    _run(DecoderTask(vae), windows, work / "decoder", steps=500, batch_size=8, learning_rate=3e-3)
+    _run(DecoderTask(vae), stream, work / "decoder", steps=500, batch_size=8, learning_rate=3e-3)
     return vae.eval()
 
 
@@ -101,7 +103,7 @@ def train_dalle(vae: DiscreteVAE, work: Path) -> Path:
     )
     with seeded(0, "dalle"):
         task = DalleTask(Dalle(config), vae, tokenizer, DalleTaskConfig())
-    shards = encode(_scenes(), Crop(SIZE, CropConfig(random_resize_crop_lower_ratio=1.0)), vae, work, seed=0)
+    shards = encode(_scenes(), CROP, vae, work, seed=0)
     stream = Stream(CodeShards(shards), keep, seed=0)
     return _run(task, stream, work / "run", steps=300, batch_size=16, learning_rate=2e-3)
 
@@ -126,8 +128,7 @@ def train_clip(work: Path) -> Path:
     )
     with seeded(0, "clip"):
         task = ClipTask(Clip(config), tokenizer, ClipTaskConfig())
-    crop = Crop(SIZE, CropConfig(random_resize_crop_lower_ratio=1.0))
-    return _run(task, Stream(_scenes(), crop, seed=0), work, steps=600, batch_size=64, learning_rate=1e-3)
+    return _run(task, Stream(_scenes(), CROP, seed=0), work, steps=600, batch_size=64, learning_rate=1e-3)
 
 
 def text_tokenizer() -> HuggingFace:
@@ -137,7 +138,7 @@ def text_tokenizer() -> HuggingFace:
 
 
 def _scenes() -> Scenes:
-    return Scenes(NUM_SCENES, size=SIZE, kind="one", background="white")
+    return Scenes(NUM_SCENES, size=SIZE, kind="one", background="white", middle=MIDDLE)
 
 
 def _run(task: Task, stream: Stream, folder: Path, *, steps: int, batch_size: int, learning_rate: float) -> Path:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import count, islice
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from dalle3.data.base import Sample
-from dalle3.data.transforms import to_tensor
-from recipes.shapes.scenes import SIZES, Kind, Scene, captions, render, scene
+from recipes.shapes.scenes import Kind, Scene, captions, render, scene
 
 
 class Scenes:
@@ -21,12 +17,20 @@ class Scenes:
         split: the scenes of "train" are those `shards.write` writes; any other word names other scenes.
         size: side of the pictures in pixels.
         kind, background: None for any.
+        middle: the part of the scene's side that is shown. One object never leaves the middle 0.64.
     """
 
     def __init__(
-        self, number: int, *, size: int, split: str = "train", kind: Kind | None = None, background: str | None = None
+        self,
+        number: int,
+        *,
+        size: int,
+        split: str = "train",
+        kind: Kind | None = None,
+        background: str | None = None,
+        middle: float = 1.0,
     ) -> None:
-        self.size, self.skipped = size, []
+        self.size, self.middle, self.skipped = size, middle, []
         drawn = (scene(f"{split}{i}", kind=kind) for i in count())
         wanted = (what for what in drawn if background in (None, what.background))
         self.scenes: list[Scene] = list(islice(wanted, number))
@@ -41,20 +45,7 @@ class Scenes:
     def load(self, index: int) -> Sample[Image.Image]:
         """The scene's picture and captions."""
         what = self.scenes[index]
-        return Sample(content=render(what, self.size), captions=tuple(captions(what)))
-
-
-@dataclass(frozen=True)
-class Detail:
-    """Cuts a window of `side` pixels out of a picture, near the middle: most of a scene is empty background.
-
-    An image tokenizer is a convolution, so it learns from windows what it needs for pictures, at a part of the cost.
-    """
-
-    side: int
-
-    def __call__(self, picture: Image.Image, rng: torch.Generator) -> Tensor:
-        reach = min((picture.width - self.side) // 2, round(max(SIZES.values()) * picture.width / 2))
-        middle = (picture.width - self.side) // 2
-        x, y = (middle + torch.randint(-reach, reach + 1, (2,), generator=rng)).tolist()
-        return to_tensor(picture.crop((x, y, x + self.side, y + self.side)))
+        side = round(self.size / self.middle)
+        corner = (side - self.size) // 2
+        window = (corner, corner, corner + self.size, corner + self.size)
+        return Sample(content=render(what, side).crop(window), captions=tuple(captions(what)))

@@ -1,0 +1,179 @@
+"""`dalle3 train vae|clip|dalle`: trains a model on captioned pictures."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from dalle3.checkpoint import build
+from dalle3.config import add_arguments as add_flags
+from dalle3.config import from_args, option, to_dict
+from dalle3.convert.roles import CODEC, read_as
+from dalle3.data.base import BrokenSampleError, Source
+from dalle3.data.codes import CodeShards
+from dalle3.data.loader import Stream
+from dalle3.data.open import open_pictures
+from dalle3.data.transforms import Crop, CropConfig, keep
+from dalle3.errors import ConfigError
+from dalle3.log import note
+from dalle3.models.clip import Clip, ClipConfig
+from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle3.runtime import DTYPES, launched, pick_device
+from dalle3.tokenizers.base import Tokenizer
+from dalle3.tokenizers.huggingface import train_bpe
+from dalle3.tokenizers.load import describe, load_tokenizer
+from dalle3.train.loop import LoopConfig, train
+from dalle3.train.optim import OptimConfig
+from dalle3.train.parallel import DataParallel, SingleDevice
+from dalle3.train.run import RunFolder
+from dalle3.train.seeds import seeded
+from dalle3.train.task import Task
+from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
+from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
+from dalle3.train.tasks.vae import VaeTask, VaeTaskConfig
+
+HELP = "train a model on your own pictures"
+CAPTIONS_FOR_BPE = 100_000
+
+T = TypeVar("T")
+Made = tuple[Task, Stream, dict[str, Any]]  # the task, its data, and what config.json says of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Which pictures, and where the run is kept."""
+
+    image_text_folder: str = option(
+        help="a folder of pictures with .txt beside them, a .jsonl, tars like 'data/{00..09}.tar', or a folder of codes"
+    )
+    wds: str = option("", help="of tars: the suffixes of picture and caption, as in --wds img,cap")
+    out: Path = option(Path("runs/run"), help="folder of the run")
+    resume: str = option("never", help="auto continues the run in --out where there is one; or a checkpoint's folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsConfig:
+    """The text tokenizer."""
+
+    bpe_path: Path | None = option(None, help="a youtokentome model, or with --hug a tokenizers JSON")
+    hug: bool = option(False, help="--bpe_path is a JSON of Hugging Face's tokenizers")
+    chinese: bool = option(False, help="bert-base-chinese; --bpe_path may name its folder")
+    train_bpe: int | None = option(None, help="learn a BPE of so many tokens from the captions instead")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaePath:
+    """The image tokenizer a DALLE speaks."""
+
+    vae_path: Path = option(help="the image tokenizer: a dalle3 folder, a vae.pt, a taming .ckpt, OpenAI's pickles")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Gives `parser` one sub-command for each model."""
+    models = parser.add_subparsers(dest="model", required=True, metavar="model")
+    for name, (line, configs, _) in MODELS.items():
+        one = models.add_parser(name, help=line, description=line)
+        for title, config in {**SHARED, **configs}.items():
+            add_flags(one, config, title=title)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and returns 0, also where a signal ended it early."""
+    loop, place = from_args(LoopConfig, args), from_args(RunConfig, args)
+    device = _device(loop.device)
+    task, stream, described = MODELS[args.model][2](args, place, device, loop.seed)
+    folder = RunFolder(place.out)
+    parallel = _parallel(device, DTYPES[loop.dtype])
+    start = folder.begin(
+        {"task": args.model, "seed": loop.seed, **described, "loop": to_dict(loop), "run": to_dict(place)},
+        resume=place.resume,
+    )
+    outcome = train(task, stream, loop, from_args(OptimConfig, args), run=folder, start=start, parallel=parallel)
+    done = "done" if outcome.finished else "stopped early; --resume auto continues"
+    note(f"{done}: {outcome.checkpoint} holds the model after {outcome.step} steps")
+    return 0
+
+
+def make_vae(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
+    """The task, its data and what config.json says of them."""
+    config = from_args(DiscreteVAEConfig, args)
+    source = open_pictures(place.image_text_folder, columns=place.wds, needs_captions=False)
+    task = VaeTask(_fresh(DiscreteVAE, config, seed, device), from_args(VaeTaskConfig, args))
+    stream = Stream(source, Crop(config.image_size, from_args(CropConfig, args)), seed=seed)
+    return task, stream, {"model": to_dict(config)}
+
+
+def make_clip(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
+    """The task, its data and what config.json says of them."""
+    source = open_pictures(place.image_text_folder, columns=place.wds)
+    words = _words(from_args(WordsConfig, args), source)
+    # captions end at their last id, but for CLIP's own tokens, which have an end of their own
+    derived = {"vocab_size": words.vocab_size, "text_end": "highest_id" if words.kind == "clip_bpe" else "last_id"}
+    config = from_args(ClipConfig, args, base=derived)
+    task = ClipTask(_fresh(Clip, config, seed, device), words, from_args(ClipTaskConfig, args))
+    stream = Stream(source, Crop(config.image_size, from_args(CropConfig, args)), seed=seed)
+    return task, stream, {"model": to_dict(config), "tokenizer": describe(words)}
+
+
+def make_dalle(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
+    """The task, its data and what config.json says of them."""
+    codec: Any = build(read_as(from_args(VaePath, args).vae_path, CODEC, flag="--vae_path"), device=device)
+    codes = sorted(Path(place.image_text_folder).glob("codes-*.safetensors"))
+    source: Source = CodeShards(codes) if codes else open_pictures(place.image_text_folder, columns=place.wds)
+    words = _words(from_args(WordsConfig, args), source)
+    derived = {"num_text_tokens": words.vocab_size, "num_image_tokens": codec.num_tokens}
+    config = from_args(DalleConfig, args, base=derived)
+    task = DalleTask(_fresh(Dalle, config, seed, device), codec, words, from_args(DalleTaskConfig, args))
+    if isinstance(source, CodeShards):
+        task.check_codes_of(source.codec)
+    cut: Any = keep if codes else Crop(config.image_grid * codec.factor, from_args(CropConfig, args))
+    stream = Stream(source, cut, seed=seed)
+    return task, stream, {"model": to_dict(config), "tokenizer": describe(words)}
+
+
+SHARED = {"data and run": RunConfig, "loop": LoopConfig, "optimizer": OptimConfig, "pictures": CropConfig}
+MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
+    "vae": ("DALLE-pytorch's discrete VAE", {"model": DiscreteVAEConfig, "codes": VaeTaskConfig}, make_vae),
+    "clip": ("a CLIP", {"model": ClipConfig, "captions": ClipTaskConfig, "text": WordsConfig}, make_clip),
+    "dalle": (
+        "a DALLE on an image tokenizer's codes",
+        {"model": DalleConfig, "captions": DalleTaskConfig, "text": WordsConfig, "image tokenizer": VaePath},
+        make_dalle,
+    ),
+}
+
+
+def _fresh(kind: Callable[[Any], T], config: Any, seed: int, device: torch.device) -> T:
+    with seeded(seed, "weights"):
+        return kind(config).to(device)  # type: ignore[attr-defined]
+
+
+def _words(config: WordsConfig, source: Source) -> Tokenizer:
+    if config.train_bpe is None:
+        return load_tokenizer(config.bpe_path, hug=config.hug, chinese=config.chinese)
+    if config.bpe_path or config.hug or config.chinese:
+        raise ConfigError("--train_bpe makes a tokenizer and the other text flags name one; leave one out")
+    return train_bpe(_captions(source), config.train_bpe)
+
+
+def _captions(source: Source) -> Iterator[str]:
+    for index in range(0, len(source), max(1, len(source) // CAPTIONS_FOR_BPE)):
+        with contextlib.suppress(BrokenSampleError):  # named when training comes to it
+            yield from source.load(index).captions
+
+
+def _parallel(device: torch.device, dtype: torch.dtype) -> SingleDevice:
+    return DataParallel(device, dtype=dtype) if launched()[0] > 1 else SingleDevice(device, dtype=dtype)
+
+
+def _device(name: str) -> torch.device:
+    """The device of the flag; of several processes on one machine each has its own GPU."""
+    device = pick_device(name)
+    return torch.device("cuda", launched()[1]) if device.type == "cuda" and launched()[0] > 1 else device

@@ -1,0 +1,59 @@
+"""`dalle3 train`: folders of pictures in, a model folder that can draw out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dalle3.cli import main
+from dalle3.data.folder import CaptionedFolder
+from recipes.shapes.source import Scenes
+
+LOOP = {"steps": 2, "batch_size": 2, "log_every_n_steps": 1, "sample_every_n_steps": 2, "device": "cpu"}
+VAE = {"image_size": 16, "num_layers": 2, "num_tokens": 16, "hidden_dim": 8, "codebook_dim": 8}
+DALLE = {"train_bpe": 128, "text_seq_len": 32, "image_grid": 4, "dim": 16, "depth": 1, "heads": 1, "dim_head": 16}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    scenes, folder = Scenes(6, size=16, kind="one"), tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(len(scenes)):
+        sample = scenes.load(index)
+        sample.content.save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text("\n".join(sample.captions))
+    assert len(CaptionedFolder(folder)) == 6
+    return folder
+
+
+def train(kind: str, **flags: object) -> int:
+    given = [str(part) for name, value in {**LOOP, **flags}.items() for part in (f"--{name}", value)]
+    return main(["train", kind, *given])
+
+
+def test_an_image_tokenizer_and_a_dalle_train_by_one_command_each(tmp_path, pictures, capfd):
+    assert train("vae", image_text_folder=pictures, out=tmp_path / "vae", **VAE) == 0
+    flags = {"vae_path": tmp_path / "vae" / "step-00000002", "image_text_folder": pictures, **DALLE}
+    assert train("dalle", out=tmp_path / "dalle", **flags) == 0
+    assert (tmp_path / "dalle" / "step-00000002" / "codec" / "model.safetensors").is_file()
+    assert (tmp_path / "dalle" / "samples" / "step-00000002.png").is_file()
+    assert "done" in capfd.readouterr().err
+    assert train("dalle", out=tmp_path / "dalle", **flags) == 2
+    assert "holds a run; pass --resume auto" in capfd.readouterr().err
+    assert train("dalle", out=tmp_path / "dalle", resume="auto", **{**flags, "dim": 32}) == 2
+    assert "begun with model dim 16, now 32; leave that as it was" in capfd.readouterr().err
+
+
+def test_a_model_that_does_not_speak_the_codes_is_refused(tmp_path, pictures, capfd):
+    train("vae", image_text_folder=pictures, out=tmp_path / "vae", **VAE)
+    flags = {"vae_path": tmp_path / "vae" / "step-00000002", "image_text_folder": pictures, **DALLE}
+    assert train("dalle", out=tmp_path / "dalle", num_image_tokens=99, **flags) == 2
+    assert "num_image_tokens is 99, but the image tokenizer has 16 entries" in capfd.readouterr().err
+
+
+def test_an_empty_folder_is_one_line(tmp_path, capfd):
+    (tmp_path / "empty").mkdir()
+    assert train("vae", image_text_folder=tmp_path / "empty", out=tmp_path / "run") == 2
+    assert "holds no pictures; it should hold" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
