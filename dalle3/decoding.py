@@ -2,11 +2,11 @@
 
 What makes it fast: the caption's keys and values are computed and stored once for all pictures of it; only the
 newest position goes through the layers; layers that see few codes read only those; only the logits of codes are
-computed; the caption and the empty caption of guidance are rows of one batch; and every product runs over weights
-laid out for it (`nn/packed.py`).
+computed; the caption and the empty caption of guidance are rows of one batch; and a position runs through code made
+for it, in C on a CPU (`nn/native.py`), else in operators over packed weights (`nn/packed.py`).
 
 Shapes: G groups (the caption, and the empty caption under guidance), n pictures, R = G * n rows, P rows padded to
-what packed products like best, H heads, K width of a head, D model width, L caption tokens, T = L + 1 caption
+what the engine likes best, H heads, K width of a head, D model width, L caption tokens, T = L + 1 caption
 positions with <bos>, m codes that pictures start with.
 """
 
@@ -21,9 +21,11 @@ from torch.nn import functional as F
 
 from dalle3.errors import CodesError
 from dalle3.models.dalle import Dalle
+from dalle3.nn import native
 from dalle3.nn.attention import Record
 from dalle3.nn.cache import KeyValues, ShiftLine, ShiftRing
-from dalle3.nn.packed import MIN_ROWS, PackedLinear, pack
+from dalle3.nn.native import NativeEngine
+from dalle3.nn.packed import PackedEngine, Step
 from dalle3.sampling import Noise, Sampling, draw, guide
 
 OnToken = Callable[[int, int], None]  # (codes drawn so far, codes of a picture)
@@ -45,14 +47,17 @@ class Prefix:
 
 
 class Decoder:
-    """Draws codes from a `Dalle`, whose weights it lays out for decoding: a second copy of them in memory."""
+    """Draws codes from a `Dalle`, whose weights must not change while it lives."""
 
-    def __init__(self, model: Dalle) -> None:
+    def __init__(self, model: Dalle, engine: NativeEngine | PackedEngine | None = None) -> None:
+        """Lays out the weights of `model` in `engine`, by default the fastest that this machine has for them."""
         self.model, self.config = model, model.config
-        v = self.config.num_text_ids
-        self.to_text_logits = PackedLinear(model.to_logits.weight[:v], model.to_logits.bias[:v])
-        self.to_image_logits = PackedLinear(model.to_logits.weight[v:], model.to_logits.bias[v:])
-        self.branches = [pack(branch) for layer in model.transformer.layers for branch in layer.children()]
+        weight, bias, v = model.to_logits.weight, model.to_logits.bias, self.config.num_text_ids
+        self.engine = engine or (NativeEngine() if native.supports(model.transformer) else PackedEngine(weight.dtype))
+        self.to_text_logits = self.engine.linear(weight[:v], bias[:v])
+        self.to_image_logits = self.engine.linear(weight[v:], bias[v:])
+        self.branches = [self.engine.branch(b) for layer in model.transformer.layers for b in layer.children()]
+        self.norm = [p.detach().to(self.engine.dtype) for p in (model.norm.weight, model.norm.bias)]
 
     @property
     def device(self) -> torch.device:
@@ -125,21 +130,24 @@ class Decoder:
             ids[position] = drawn
         return ids
 
-    def advance(self, x: Tensor, position: int, shifts: Sequence, caches: Sequence) -> Tensor:
-        """What the next logits are read from, (P, D), of the newest position's embedding `x` (P, D).
+    def advance(self, x: Tensor, position: int, steps: Sequence[Step]) -> Tensor:
+        """What the next logits are read from, (P, D), of the newest position's embedding `x` (P, D), which is used up.
 
         Args:
             position: in the whole sequence, <bos> being 0.
-            shifts: the token shift of each branch, or None.
-            caches: the `KeyValues` of each attention branch, None for the others.
+            steps: the branches, bound to their memories.
         """
-        two_streams = self.config.reversible
-        streams = [x, x] if two_streams else [x]
-        for index, (branch, shift, cache) in enumerate(zip(self.branches, shifts, caches, strict=True)):
+        streams = [x, x.clone()] if self.config.reversible else [x]
+        for index, step in enumerate(steps):
             # of two streams, attention reads the second and adds to the first, the feed-forward the reverse
-            target, source = (index % 2, 1 - index % 2) if two_streams else (0, 0)
-            streams[target] = branch(streams[target], streams[source], position, shift, cache)
-        return self.model.finish((streams[0] + streams[1]) / 2 if two_streams else streams[0])
+            target, source = (index % 2, 1 - index % 2) if self.config.reversible else (0, 0)
+            streams[target] = step(streams[target], streams[source], position)
+        y = (streams[0] + streams[1]) / 2 if self.config.reversible else streams[0]
+        return F.layer_norm(self.model.steady(y), (self.config.dim,), self.norm[0], self.norm[1], self.model.norm.eps)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Embeddings (R, D) as the engine takes them, (P, D)."""
+        return F.pad(x.to(self.engine.dtype), (0, 0, 0, max(self.engine.min_rows - len(x), 0)))
 
 
 class _Pictures:
@@ -148,25 +156,27 @@ class _Pictures:
     def __init__(self, decoder: Decoder, prefix: Prefix, pictures: int) -> None:
         config = decoder.config
         self.decoder, self.groups, self.rows = decoder, len(prefix.hidden), len(prefix.hidden) * pictures
-        self.pad = max(MIN_ROWS - self.rows, 0)
         self.positions = None if config.rotary_emb else decoder.model.image_pos()
-        self.shifts = [self._shift(record, pictures) for record in prefix.records]
         kinds = [kind for kind in config.layer_attn_types() for _ in range(2)]
-        self.caches = [self._cache(record, kind, pictures) for record, kind in zip(prefix.records, kinds, strict=True)]
+        self.steps = [
+            branch.bind(self._lender(record, pictures), self._cache(record, kind, pictures), self.rows)
+            for branch, record, kind in zip(decoder.branches, prefix.records, kinds, strict=True)
+        ]
 
     def step(self, codes: Tensor, position: int) -> Tensor:
         """Reads the code (n,) of each picture at `position`; what the next logits are read from, (P, D)."""
         x = F.embedding(codes, self.decoder.model.image_table())
         if self.positions is not None:
             x = x + self.positions[position]
-        x = F.pad(x.repeat(self.groups, 1), (0, 0, 0, self.pad))
-        return self.decoder.advance(x, self.decoder.config.text_len + position, self.shifts, self.caches)
+        x = self.decoder.rows(x.repeat(self.groups, 1))
+        return self.decoder.advance(x, self.decoder.config.text_len + position, self.steps)
 
-    def _shift(self, record: Record, pictures: int) -> ShiftRing | None:
+    def _lender(self, record: Record, pictures: int) -> ShiftRing | None:
         if "shifted" not in record:
             return None
-        config, seen = self.decoder.config, record["shifted"]
-        ring = ShiftRing(seen, rows=self.rows + self.pad, grid=config.image_grid)
+        config, engine, seen = self.decoder.config, self.decoder.engine, record["shifted"]
+        rows = max(self.rows, engine.min_rows)
+        ring = ShiftRing(rows=rows, dim=config.dim, grid=config.image_grid, dtype=engine.dtype, device=seen.device)
         ring.extend(seen[:, config.text_len :], pictures)
         return ring
 
@@ -175,9 +185,7 @@ class _Pictures:
             return None
         config, seen = self.decoder.config, torch.stack([record["keys"], record["values"]])
         caption, codes = seen[..., : config.text_len, :], seen[..., config.text_len :, :]
-        cache = KeyValues(
-            kind, grid=config.image_grid, pictures=pictures, caption=caption, size=config.image_seq_len, pad=self.pad
-        )
+        cache = KeyValues(kind, grid=config.image_grid, pictures=pictures, caption=caption, size=config.image_seq_len)
         cache.extend(codes)
         return cache
 
@@ -189,8 +197,10 @@ class _Caption:
         records: list[Record] = [{} for _ in decoder.branches]
         self.decoder = decoder
         self.hidden = decoder.model.hidden(decoder.model.embed_text(ids[None].to(decoder.device)), records)[:, -1]
-        self.shifts = [self._shift(record) for record in records]
-        self.caches = [self._cache(record) for record in records]
+        self.steps = [
+            branch.bind(self._lender(record), self._cache(record), 1)
+            for branch, record in zip(decoder.branches, records, strict=True)
+        ]
 
     def step(self, id: Tensor, position: int) -> Tensor:
         """Reads the token at `position` of the sequence, <bos> being 0; what the next logits are read from, (P, D)."""
@@ -198,18 +208,18 @@ class _Caption:
         x = F.embedding(id.to(self.decoder.device)[None], model.text_table())
         if not self.decoder.config.rotary_emb:
             x = x + model.text_pos.weight[position]
-        return self.decoder.advance(F.pad(x, (0, 0, 0, MIN_ROWS - 1)), position, self.shifts, self.caches)
+        return self.decoder.advance(self.decoder.rows(x), position, self.steps)
 
-    def _shift(self, record: Record) -> ShiftLine | None:
+    def _lender(self, record: Record) -> ShiftLine | None:
         if "shifted" not in record:
             return None
-        line = ShiftLine(record["shifted"], rows=MIN_ROWS)
-        line.extend(record["shifted"])
+        engine, seen = self.decoder.engine, record["shifted"]
+        line = ShiftLine(rows=engine.min_rows, dim=seen.shape[-1], dtype=engine.dtype, device=seen.device)
+        line.extend(seen)
         return line
 
     def _cache(self, record: Record) -> KeyValues | None:
         if "keys" not in record:
             return None
         seen = torch.stack([record["keys"], record["values"]])
-        size = self.decoder.config.text_len - seen.shape[3]
-        return KeyValues("full", grid=1, pictures=1, caption=seen, size=size, pad=MIN_ROWS - 1)
+        return KeyValues("full", grid=1, pictures=1, caption=seen, size=self.decoder.config.text_len - seen.shape[3])

@@ -9,6 +9,9 @@ from torch import Tensor
 from dalle3.decoding import Decoder, _Pictures
 from dalle3.errors import CodesError
 from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.nn import native
+from dalle3.nn.native import NativeEngine
+from dalle3.nn.packed import PackedEngine
 from dalle3.sampling import Noise, Sampling, draw, guide
 from tests.golden import golden, relative_error
 from tests.parity.test_dalle import FILES, load
@@ -45,15 +48,24 @@ def caption() -> Tensor:
     return torch.tensor([5, 9, 0, 31, 2, 0, 0])
 
 
+@pytest.fixture(params=["native", "packed"])
+def engine(request) -> NativeEngine | PackedEngine:
+    if request.param == "packed":
+        return PackedEngine(torch.float32)
+    if native.library() is None:
+        pytest.skip("no C compiler here")
+    return NativeEngine()
+
+
 @pytest.mark.parametrize("pictures", [1, 3])
 @pytest.mark.parametrize("given", [0, 8])
 @pytest.mark.parametrize("option", OPTIONS)
 @torch.inference_mode()
-def test_one_code_at_a_time_equals_one_pass(option, given, pictures, caption):
+def test_one_code_at_a_time_equals_one_pass(option, given, pictures, engine, caption):
     model = make(**OPTIONS[option])
     codes = torch.randint(0, 40, (pictures, model.config.image_seq_len), generator=torch.Generator().manual_seed(1))
     codes[:, :given] = codes[0, :given].clone()
-    decoder = Decoder(model)
+    decoder = Decoder(model, engine)
     state = _Pictures(decoder, decoder.read(caption, cond_scale=2.0, prime=codes[0, :given]), pictures)
     texts = torch.stack([caption, torch.zeros_like(caption)]).repeat_interleave(pictures, dim=0)
     expected = model(texts, codes.repeat(2, 1))[:, :, model.config.num_text_ids :]
@@ -63,9 +75,9 @@ def test_one_code_at_a_time_equals_one_pass(option, given, pictures, caption):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_greedy_codes_are_the_originals(name):
+def test_greedy_codes_are_the_originals(name, engine):
     reference = golden(name)
-    decoder, outputs = Decoder(load(reference)), reference["outputs"]
+    decoder, outputs = Decoder(load(reference), engine), reference["outputs"]
     expected = outputs.get("greedy_tokens_text0", outputs.get("greedy_tokens"))
     if expected is None:
         pytest.skip("no greedy codes in this reference")
@@ -119,7 +131,7 @@ def test_too_many_given_codes_are_refused(caption):
 
 @pytest.mark.parametrize("option", ["full", "learned positions", "no shift", "reversible", "mixed"])
 @torch.inference_mode()
-def test_completing_a_caption_is_the_plain_loop_over_full_passes(option):
+def test_completing_a_caption_is_the_plain_loop_over_full_passes(option, engine):
     model, sampling = make(text_seq_len=12, **OPTIONS[option]), Sampling(top_k=8)
     noise = Noise(0, "text", [0], model.config.num_text_ids)
     ids = torch.tensor([5, 9] + [0] * 10)
@@ -130,8 +142,36 @@ def test_completing_a_caption_is_the_plain_loop_over_full_passes(option):
         if drawn >= model.config.num_text_tokens or drawn == 0:
             break
         expected[position] = drawn
-    assert torch.equal(Decoder(model).complete(ids, sampling, seed=0), expected)
+    assert torch.equal(Decoder(model, engine).complete(ids, sampling, seed=0), expected)
     assert position > 4, "the loop must be exercised"
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 5, 8, 17])
+@torch.inference_mode()
+def test_both_engines_agree_for_any_number_of_pictures_and_threads(pictures, caption):
+    if native.library() is None:
+        pytest.skip("no C compiler here")
+    model = make(heads=3, dim_head=16, attn_types=("full", "conv_like"))
+    codes = torch.randint(0, 40, (pictures,), generator=torch.Generator().manual_seed(1))
+    hidden, threads = [], torch.get_num_threads()
+    for engine, count in ((PackedEngine(torch.float32), 1), (NativeEngine(), 1), (NativeEngine(), 2)):
+        torch.set_num_threads(count)
+        decoder = Decoder(model, engine)
+        hidden.append(_Pictures(decoder, decoder.read(caption), pictures).step(codes, 0)[:pictures])
+    torch.set_num_threads(threads)
+    assert relative_error(hidden[1], hidden[0]) < 1e-5
+    assert relative_error(hidden[2], hidden[0]) < 1e-5
+
+
+def test_odd_widths_go_through_the_packed_engine(caption):
+    assert isinstance(Decoder(make(dim=24, dim_head=12)).engine, PackedEngine)
+
+
+def test_native_code_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("DALLE3_NATIVE", "0")
+    native.library.cache_clear()
+    assert native.library() is None
+    native.library.cache_clear()
 
 
 def test_progress_counts_the_codes(caption):

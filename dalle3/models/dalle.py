@@ -197,13 +197,11 @@ class Dalle(nn.Module):
 
     def hidden(self, x: Tensor, records: Sequence[Record] | None = None) -> Tensor:
         """What the logits are read from, (B, N, D), of embeddings (B, N, D); `records` as `Transformer`'s."""
-        return self.finish(self.transformer(x, records=records))
+        return self.norm(self.steady(self.transformer(x, records=records)))
 
-    def finish(self, x: Tensor) -> Tensor:
-        """The last norm, of (..., D)."""
-        if self.config.stable_softmax:
-            x = x / x.amax(dim=-1, keepdim=True).detach()
-        return self.norm(x)
+    def steady(self, x: Tensor) -> Tensor:
+        """`x` (..., D) divided by its largest channel under stable_softmax."""
+        return x / x.amax(dim=-1, keepdim=True).detach() if self.config.stable_softmax else x
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of the next caption token."""

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from dalle3.nn.positions import CONV_KERNEL
 
+Run = tuple[int, int, int]  # first position, how many, how far apart
+
 
 class KeyValues:
     """Keys and values of one attention: the caption's once for each group, the codes' for each picture.
@@ -19,25 +21,23 @@ class KeyValues:
     They are float32 on a CPU, whose fused attention is five times slower in bfloat16 for a single query.
     """
 
-    def __init__(self, kind: str, *, grid: int, pictures: int, caption: Tensor, size: int, pad: int) -> None:
+    def __init__(self, kind: str, *, grid: int, pictures: int, caption: Tensor, size: int) -> None:
         """Begins after a caption.
 
         Args:
             kind: one of `positions.ATTENTION_TYPES`.
             caption: (2, G, H, T, K), its keys and values.
             size: positions that may follow it.
-            pad: rows to add below what `attend` returns.
         """
         _, groups, heads, length, width = caption.shape
         self.kind, self.grid, self.pictures, self.rows = kind, grid, pictures, groups * pictures
         dtype = torch.float32 if caption.device.type == "cpu" else caption.dtype
         # a lone picture that sees everything keeps the caption in its own buffer: one attention instead of two
         self.lead = length if kind == "full" and pictures == 1 else 0
-        self.caption = None if self.lead else caption.to(dtype)
+        self.caption = None if self.lead else caption.to(dtype).contiguous()
         self.buffer = torch.zeros(2, self.rows, heads, self.lead + size, width, dtype=dtype, device=caption.device)
         if self.lead:
             self.buffer[..., : self.lead, :] = caption
-        self.output = torch.zeros(self.rows + pad, heads * width, dtype=caption.dtype, device=caption.device)
         self.position = 0  # of the next code
 
     def extend(self, given: Tensor) -> None:
@@ -46,36 +46,46 @@ class KeyValues:
         self.buffer[..., self.lead + self.position : self.lead + end, :] = given.repeat_interleave(self.pictures, dim=1)
         self.position = end
 
+    def next(self) -> tuple[int, list[Run]]:
+        """Where in the buffer the newest code goes, and the runs of it, that place included, which it sees."""
+        newest = self.position
+        self.position += 1
+        return self.lead + newest, self._runs(newest)
+
     def attend(self, qkv: Tensor) -> Tensor:
-        """Stores the newest position's keys and values and returns what its queries find.
+        """Stores the newest position's keys and values and returns what its queries find, (R, H, K).
 
         Args:
             qkv: (R, 3, H, K).
-
-        Returns:
-            (P, H * K), good until the next call.
         """
-        self.buffer[:, :, :, self.lead + self.position] = qkv[:, 1:].transpose(0, 1)
+        place, runs = self.next()
+        self.buffer[:, :, :, place] = qkv[:, 1:].transpose(0, 1)
         query = qkv[:, 0].to(self.buffer.dtype).unsqueeze(2)  # (R, H, 1, K)
-        keys, values = self._seen()
+        keys, values = self._seen(runs)
         if self.caption is None:
-            found = F.scaled_dot_product_attention(query, keys, values)
-        else:
-            found = self._with_caption(query, keys, values)
-        self.output[: self.rows] = found.flatten(1)
-        self.position += 1
-        return self.output
+            return F.scaled_dot_product_attention(query, keys, values).squeeze(2)
+        return self._with_caption(query, keys, values)
 
-    def _seen(self) -> Tensor:
-        """(2, R, H, S, K): the newest code, and those before it that it may attend to."""
-        newest, col = self.position, self.position % self.grid
+    def _runs(self, newest: int) -> list[Run]:
+        row, col = divmod(newest, self.grid)
         if self.kind == "full":
-            return self.buffer[:, :, :, : self.lead + newest + 1]
+            return [(0, self.lead + newest + 1, 1)]
         if self.kind == "axial_row":
-            return self.buffer[:, :, :, newest - col : newest + 1]
+            return [(newest - col, col + 1, 1)]
         if self.kind == "axial_col":
-            return self.buffer[:, :, :, col : newest + 1 : self.grid]
-        return self.buffer.index_select(3, _window(self.kind, newest, self.grid).to(self.buffer.device))
+            return [(col, row + 1, self.grid)]
+        centred = self.kind == "conv_like_centred"
+        reach = CONV_KERNEL // 2 if centred else CONV_KERNEL - 1
+        first, last = max(col - reach, 0), min(col + reach * centred, self.grid - 1)
+        rows_above = [(r * self.grid + first, last - first + 1, 1) for r in range(max(row - reach, 0), row)]
+        return [*rows_above, (newest - col + first, col - first + 1, 1)]
+
+    def _seen(self, runs: list[Run]) -> Tensor:
+        """(2, R, H, S, K), the buffer's `runs`."""
+        if len(runs) == 1:
+            first, count, step = runs[0]
+            return self.buffer[:, :, :, first : first + count * step : step]
+        return torch.cat([self.buffer[:, :, :, first : first + count] for first, count, _ in runs], dim=3)
 
     def _with_caption(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention (R, H, K) over the caption and the codes, joined from the two apart by their masses."""
@@ -96,24 +106,36 @@ def attention_with_mass(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Te
     return (logits - mass.unsqueeze(-1)).exp().to(values.dtype) @ values, mass
 
 
-def _window(kind: str, newest: int, grid: int) -> Tensor:
-    """The codes that a convolution-like attention sees from `newest`, itself included, in order."""
-    row, col = divmod(newest, grid)
-    centred = kind == "conv_like_centred"
-    reach = CONV_KERNEL // 2 if centred else CONV_KERNEL - 1
-    rows = range(max(row - reach, 0), row + 1)
-    cols = range(max(col - reach, 0), min(col + reach * centred, grid - 1) + 1)
-    return torch.tensor([r * grid + c for r in rows for c in cols if (r, c) <= (row, col)])
+class Lender:
+    """Token shift, one position at a time: what a position's neighbours lend it."""
+
+    quarter: int  # of the channels, D / 4
+    zero: Tensor  # (P, 2 * quarter)
+
+    def next(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What the codes above and left lend the newest position, and where it leaves what it lends, (P, D / 2) each.
+
+        The last may be the first's memory: read before writing. No left neighbour is None.
+        """
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The newest position's `x` (P, D) with what its neighbours lend."""
+        q = self.quarter
+        above, left, store = self.next()
+        shifted = torch.cat([above[:, :q], (self.zero if left is None else left)[:, q:], x[:, 2 * q :]], dim=1)
+        store.copy_(x[:, : 2 * q])
+        return shifted
 
 
-class ShiftRing:
-    """Token shift of picture positions, one at a time: the channels lent by the last `grid` codes, in a ring."""
+class ShiftRing(Lender):
+    """Lends to picture positions: the last `grid` codes, in a ring."""
 
-    def __init__(self, like: Tensor, *, rows: int, grid: int) -> None:
-        """Begins with no codes; `like` is any tensor (..., D) of the kind to come, `rows` is P."""
-        self.grid, self.quarter = grid, like.shape[-1] // 4
-        self.ring = like.new_zeros(grid, rows, 2 * self.quarter)
-        self.zero = like.new_zeros(rows, self.quarter)
+    def __init__(self, *, rows: int, dim: int, grid: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Begins with no codes; `rows` is P."""
+        self.grid, self.quarter = grid, dim // 4
+        self.ring = torch.zeros(grid, rows, 2 * self.quarter, dtype=dtype, device=device)
+        self.zero = torch.zeros_like(self.ring[0])
         self.position = 0
 
     def extend(self, given: Tensor, pictures: int) -> None:
@@ -123,30 +145,25 @@ class ShiftRing:
             self.ring[self.position % self.grid, : len(x)] = x
             self.position += 1
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The newest position's `x` (P, D) with what the codes above and left of it lend."""
-        slot, q = self.ring[self.position % self.grid], self.quarter  # the slot still holds the code above
-        left = self.ring[(self.position - 1) % self.grid][:, q:] if self.position % self.grid else self.zero
-        shifted = torch.cat([slot[:, :q], left, x[:, 2 * q :]], dim=1)
-        slot.copy_(x[:, : 2 * q])
+    def next(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        slot = self.ring[self.position % self.grid]  # still holds the code above
+        left = self.ring[(self.position - 1) % self.grid] if self.position % self.grid else None
         self.position += 1
-        return shifted
+        return slot, left, slot
 
 
-class ShiftLine:
-    """Token shift of caption positions, one at a time: half the channels come from the position before."""
+class ShiftLine(Lender):
+    """Lends to caption positions: half the channels come from the position before."""
 
-    def __init__(self, like: Tensor, *, rows: int) -> None:
-        """Begins before <bos>; arguments as `ShiftRing`'s."""
-        self.before = like.new_zeros(rows, like.shape[-1] // 2)
+    def __init__(self, *, rows: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Begins before <bos>; `rows` is P."""
+        self.quarter = dim // 4
+        self.before = torch.zeros(rows, 2 * self.quarter, dtype=dtype, device=device)
+        self.zero = torch.zeros_like(self.before)
 
     def extend(self, given: Tensor) -> None:
         """Takes in positions (R, m, D)."""
-        self.before[: len(given)] = given[:, -1, : self.before.shape[1]]
+        self.before[: len(given)] = given[:, -1, : 2 * self.quarter]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The newest position's `x` (P, D) with what the one before it lends."""
-        half = self.before.shape[1]
-        shifted = torch.cat([self.before, x[:, half:]], dim=1)
-        self.before.copy_(x[:, :half])
-        return shifted
+    def next(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        return self.before, self.before, self.before

@@ -1,8 +1,7 @@
-"""Layers laid out once for decoding, which sends them one position of a few rows at a time.
+"""Branches laid out once for decoding, in PyTorch's operators: the form for GPUs and for CPUs without a C compiler.
 
-PyTorch's own float32 product of a few rows with a 512-wide matrix reads memory at 8 to 13 GB/s on a CPU whose memory
-gives 30; oneDNN's packed weights reach 30. They are the operators that torch.compile emits, called without compiling;
-where they are missing, and on a GPU, plain products take their place.
+On a CPU the products run over oneDNN's packed weights, the operators that torch.compile emits: PyTorch's own float32
+product of a few rows with a 512-wide matrix reads memory at 8 to 13 GB/s where they reach 30.
 
 Shapes: R rows, P rows with padding, I inputs, O outputs, H heads, K width of a head, D model width.
 """
@@ -16,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle3.nn.attention import Attention
-from dalle3.nn.cache import KeyValues
+from dalle3.nn.cache import KeyValues, Lender
 from dalle3.nn.feedforward import GatedFeedForward
 from dalle3.nn.positions import GridRotary
 from dalle3.nn.transformer import Branch
 
 MIN_ROWS = 4  # fewer rows take oneDNN's slower path: 8.7 ms against 6.4 for the same weights
 
-StepShift = Callable[[Tensor], Tensor]  # token shift of the newest position, (P, D) -> (P, D)
+# (target, source, position) -> target plus the branch of source; both (P, D), the newest position's
+Step = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class PackedLinear:
@@ -31,11 +31,10 @@ class PackedLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Copies `weight` (O, I) into the layout; `bias` (O,) is kept as it is."""
+        weight = weight.detach()
         self.bias = None if bias is None else bias.detach()
         self.packed = _packs(weight)
-        self.weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight.detach(), MIN_ROWS) if self.packed else weight.detach()
-        )
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, MIN_ROWS) if self.packed else weight
 
     def __call__(self, x: Tensor) -> Tensor:
         """(R, O) of `x` (R, I)."""
@@ -73,16 +72,16 @@ def _packs(weight: Tensor) -> bool:
 
 
 class PackedBranch:
-    """A residual branch for one position: the norm, the shift, the layer, and the scaled sum."""
+    """What both kinds of residual branch share: the norm before, and the scaled sum behind."""
 
     def __init__(self, branch: Branch) -> None:
         self.norm, self.post, self.scale = branch.pre, branch.post, branch.scale
         self.folds = isinstance(branch.post, nn.Identity)  # then the scale goes into the last product's weights
 
-    def pre(self, x: Tensor, shift: StepShift | None) -> Tensor:
+    def pre(self, x: Tensor, lender: Lender | None) -> Tensor:
         """`x` (P, D) normalised and shifted."""
         x = self.norm(x)
-        return x if shift is None else shift(x)
+        return x if lender is None else lender(x)
 
     def last(self, linear: nn.Linear) -> PackedLinear:
         """The branch's last product, its scale within where that is possible."""
@@ -99,7 +98,7 @@ class PackedBranch:
 
 
 class PackedAttention(PackedBranch):
-    """An attention branch, decoding through a cache."""
+    """An attention branch."""
 
     def __init__(self, branch: Branch, attention: Attention) -> None:
         super().__init__(branch)
@@ -108,15 +107,19 @@ class PackedAttention(PackedBranch):
         self.table = attention.rotate.table(attention.to_qkv.weight.device) if attention.rotate else None
         self.to_qkv, self.to_out = PackedLinear(attention.to_qkv.weight), self.last(attention.to_out)
 
-    def __call__(
-        self, target: Tensor, source: Tensor, position: int, shift: StepShift | None, cache: KeyValues
-    ) -> Tensor:
-        """`target` (P, D) plus the attention of `source` (P, D), which stands at `position` of the sequence."""
-        qkv = self.to_qkv(self.pre(source, shift))[: cache.rows].view(-1, 3, self.heads, self.dim_head)
-        if self.table is not None:
-            pairs = torch.view_as_complex(qkv.float().unflatten(-1, (-1, 2)))
-            qkv = torch.view_as_real(pairs * self.table[position]).flatten(-2)
-        return self.close(self.to_out, cache.attend(qkv), target)
+    def bind(self, lender: Lender | None, cache: KeyValues | None, rows: int) -> Step:
+        """The branch with its memory."""
+        assert cache is not None
+
+        def step(target: Tensor, source: Tensor, position: int) -> Tensor:
+            qkv = self.to_qkv(self.pre(source, lender))[: cache.rows].view(-1, 3, self.heads, self.dim_head)
+            if self.table is not None:
+                pairs = torch.view_as_complex(qkv.float().unflatten(-1, (-1, 2)))
+                qkv = torch.view_as_real(pairs * self.table[position]).flatten(-2)
+            found = cache.attend(qkv).flatten(1).to(source.dtype)
+            return self.close(self.to_out, F.pad(found, (0, 0, 0, len(source) - cache.rows)), target)
+
+        return step
 
 
 class PackedFeedForward(PackedBranch):
@@ -127,16 +130,32 @@ class PackedFeedForward(PackedBranch):
         (up, gate), (up_bias, gate_bias) = layer.up_gate.weight.chunk(2), layer.up_gate.bias.chunk(2)
         self.up, self.gate, self.down = PackedLinear(up, up_bias), PackedLinear(gate, gate_bias), self.last(layer.down)
 
-    def __call__(self, target: Tensor, source: Tensor, position: int, shift: StepShift | None, cache: None) -> Tensor:
-        """`target` (P, D) plus the feed-forward of `source` (P, D); `position` and `cache` are attention's."""
-        x = self.pre(source, shift)
-        return self.close(self.down, self.up.times(x, self.gate.gelu(x)), target)
+    def bind(self, lender: Lender | None, cache: KeyValues | None, rows: int) -> Step:
+        """The branch with its memory; `cache` is attention's."""
+
+        def step(target: Tensor, source: Tensor, position: int) -> Tensor:
+            x = self.pre(source, lender)
+            return self.close(self.down, self.up.times(x, self.gate.gelu(x)), target)
+
+        return step
 
 
-def pack(branch: nn.Module) -> PackedAttention | PackedFeedForward:
-    """The `Branch` laid out for decoding."""
-    assert isinstance(branch, Branch)
-    if isinstance(branch.fn, Attention):
-        return PackedAttention(branch, branch.fn)
-    assert isinstance(branch.fn, GatedFeedForward)
-    return PackedFeedForward(branch, branch.fn)
+class PackedEngine:
+    """Lays out branches and products for decoding, and says how the rows of activations must be."""
+
+    min_rows = MIN_ROWS
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype  # of activations
+
+    def branch(self, branch: nn.Module) -> PackedAttention | PackedFeedForward:
+        """The `Branch` laid out."""
+        assert isinstance(branch, Branch)
+        if isinstance(branch.fn, Attention):
+            return PackedAttention(branch, branch.fn)
+        assert isinstance(branch.fn, GatedFeedForward)
+        return PackedFeedForward(branch, branch.fn)
+
+    def linear(self, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+        """(P, O) of (P, I)."""
+        return PackedLinear(weight, bias)
