@@ -1,0 +1,1 @@
+"""Picto: captioned pictures made from openly licensed emoji, icons, avatars and clip art."""
