@@ -112,14 +112,17 @@ def against_min_dalle(peers: Peers) -> list[str]:
     """Rows for min-dalle's mini at guidance, against a DALLE of as many parameters, guided too."""
     torch.manual_seed(0)
     layers = max(peers.depth * 3 // 2, 1)  # 18 for the mini's 12 encoder and 12 decoder layers
-    sizes = {"num_text_tokens": 50264, "text_seq_len": 64, "num_image_tokens": 16384, "dim": 1024, "heads": 16}
-    decoder = Decoder(Dalle(DalleConfig(depth=layers, **sizes)).eval())
+    config = DalleConfig(
+        num_text_tokens=50264, text_seq_len=64, num_image_tokens=16384, dim=1024, heads=16, depth=layers
+    )
+    decoder = Decoder(Dalle(config).eval())
     parameters = sum(p.numel() for p in decoder.model.parameters())
     caption, sampling = torch.arange(1, 65), Sampling(top_k=256, cond_scale=16.0)
     rows = []
     for pictures in (1, 9):
         peer = peers(f"min_dalle:{pictures}")
-        what = f"min-dalle mini ({peer['parameters'] / 1e6:.0f} M; ours {parameters / 1e6:.0f} M), guided, {pictures} at once"
+        sizes = f"{peer['parameters'] / 1e6:.0f} M; ours {parameters / 1e6:.0f} M"
+        what = f"min-dalle mini ({sizes}), guided, {pictures} at once"
         mine = ours(decoder, caption, pictures, sampling) / pictures
         rows.append(row(what, peer["seconds"] / pictures, torch.float32, pictures, mine))
     return rows
@@ -131,15 +134,20 @@ def against_memory(peers: Peers) -> list[str]:
     speed, lines = bandwidth(), []
     for dtype in (torch.float32, torch.bfloat16):
         model = model.to(dtype)
-        decoder = Decoder(model)
-        prefix = decoder.read(caption)
-        taken = min(seconds(lambda: decoder.draw(prefix, SAMPLING, seed=0, indices=[0])) for _ in range(3))
-        token, least = taken / model.config.image_seq_len, weight_bytes(model) / speed
+        token = seconds_per_code(Decoder(model), caption)
+        least = weight_bytes(model) / speed
         lines.append(
             f"- {name(dtype)}: {token * 1e3:.2f} ms a code; reading {weight_bytes(model) / 1e6:.0f} MB of weights at "
             f"{speed / 1e9:.1f} GB/s takes {least * 1e3:.2f} ms: {token / least:.2f}x that"
         )
     return lines
+
+
+def seconds_per_code(decoder: Decoder, caption: torch.Tensor) -> float:
+    """Time of one code of one picture, the best of three pictures, the caption's reading left out."""
+    prefix = decoder.read(caption)
+    taken = min(seconds(lambda: decoder.draw(prefix, SAMPLING, seed=0, indices=[0])) for _ in range(3))
+    return taken / decoder.config.image_seq_len
 
 
 def row(what: str, theirs: float, dtype: torch.dtype, pictures: int, mine: float) -> str:
@@ -161,7 +169,7 @@ def report(peers: Peers) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peers", required=True, help="python of the peers' environment")
     parser.add_argument("--fork_source", help="folder of dalle-pytorch 1.1.4")
     parser.add_argument("--depth", type=int, default=12)
