@@ -263,8 +263,8 @@ def test_clip_art_is_kept_when_free_of_text_in_the_public_domain_and_titled_in_e
 
 def test_an_svg_object_is_cut_out_centred_and_scaled():
     pytest.importorskip("resvg_py")
-    body = '<rect x="2" y="3" width="4" height="2" fill="#dc282d"/>'
-    image = render_object(Fragment(body=body, box=(0, 0, 36, 36)))
+    body = '<rect x="128" y="64" width="256" height="128" fill="#dc282d"/>'
+    image = render_object(Fragment(body=body, box=(0, 0, 512, 512)))
     assert image is not None
     left, top, right, bottom = image.getchannel("A").getbbox() or (0, 0, 0, 0)
     assert image.size == (256, 256)
