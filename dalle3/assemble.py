@@ -113,7 +113,7 @@ def assemble(parts: Parts) -> Model:
     check_tokenizer(checkpoint.config, tokenizer, dalle_path=path)
     return Model(
         dalle=cast(Dalle, build(checkpoint, device=device, dtype=dtype)),
-        codec=cast(ImageTokenizer, build(codec, device=device)),
+        codec=cast(ImageTokenizer, build(codec, device=device, dtype=torch.float32)),
         tokenizer=tokenizer,
         open_clip=partial(_open_clip, parts.clip, path, tokenizer=tokenizer, device=device),
         checkpoints={"dalle": checkpoint, "codec": codec},
