@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from recipes.picto.colors import to_hex
 from recipes.picto.creatures import CREATURES
 from recipes.picto.people import PEOPLE
 from recipes.picto.portraits import Description, Options
@@ -108,8 +109,7 @@ def background_name(style: str, options: Options) -> str:
 def _background(style: str, rng: random.Random) -> dict[str, list[str]]:
     if style not in _GIVEN_BACKGROUND or rng.random() >= 0.5:
         return {}
-    red, green, blue = BACKGROUNDS[rng.choice(_PALE)]
-    return {"backgroundColor": [f"#{red:02x}{green:02x}{blue:02x}"]}
+    return {"backgroundColor": [to_hex(BACKGROUNDS[rng.choice(_PALE)])]}
 
 
 def _attributes(options: Mapping[str, Any]) -> dict[str, Any]:

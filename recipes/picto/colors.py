@@ -31,6 +31,12 @@ def parse_hex(text: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def to_hex(rgb: tuple[int, int, int]) -> str:
+    """The colour as "#rrggbb"."""
+    red, green, blue = rgb
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
 def color_shares(rgba: NDArray[np.uint8]) -> dict[str, float]:
     """The share of each colour among the opaque pixels of a picture (H, W, 4), largest first, those above 2 %."""
     pixels = rgba[rgba[..., 3] > OPAQUE][:, :3] >> 3  # (P, 3)

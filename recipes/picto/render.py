@@ -16,7 +16,6 @@ from PIL import Image
 
 from dalle3.errors import DataError
 from dalle3.files import whole_file
-from recipes.picto.vocabulary import RGB
 
 if TYPE_CHECKING:
     from recipes.picto.assets import Asset
@@ -92,11 +91,6 @@ class Drawings:
             with whole_file(path) as partial:
                 image.save(partial, "PNG", compress_level=1)
         return image
-
-    def inked(self, asset: Asset, ink: RGB) -> Image.Image | None:
-        """The object of a monochrome asset in another colour, RGBA (SIDE, SIDE); None where the drawing is empty."""
-        red, green, blue = ink
-        return render_object(asset.drawing, ink=f"#{red:02x}{green:02x}{blue:02x}")
 
 
 def _resvg(svg: str, width: int, height: int | None) -> bytes | None:

@@ -18,7 +18,7 @@ from recipes.picto import captions, layout
 from recipes.picto.assets import Asset
 from recipes.picto.characters import Studio
 from recipes.picto.clipart import ClipArt
-from recipes.picto.colors import main_color, name_rgb, recolored, shares_of
+from recipes.picto.colors import main_color, name_rgb, recolored, shares_of, to_hex
 from recipes.picto.plan import (
     Badge,
     Character,
@@ -32,7 +32,7 @@ from recipes.picto.plan import (
     Scene,
     Single,
 )
-from recipes.picto.render import SIDE, Drawings, RenderError, render_svg
+from recipes.picto.render import SIDE, Drawings, RenderError, render_object, render_svg
 from recipes.picto.sources import BY_STYLE, CLIP_ART
 from recipes.picto.splits import TRAIN, color_split
 from recipes.picto.vocabulary import BACKGROUNDS, COLORS, GROUPS, RGB
@@ -126,7 +126,7 @@ def _glyph(scene: Glyph, material: Material, rng: random.Random) -> Drawn | None
     if scene.color == scene.background:
         return None
     asset = material.assets[scene.asset]
-    image = material.drawings.inked(asset, COLORS[scene.color])
+    image = render_object(asset.drawing, ink=to_hex(COLORS[scene.color]))
     if image is None:
         return None
     lines = captions.glyph(asset.concept, scene.color, scene.background, style=asset.style, rng=rng)
