@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
+import re
 import types
 import typing
 from dataclasses import MISSING
@@ -48,9 +50,9 @@ def from_dict(cls: type[T], data: dict[str, Any]) -> T:
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type, *, title: str) -> None:
     """Gives `parser` one flag for each field of `cls`; a flag not given leaves no trace in the namespace."""
-    group, hints = parser.add_argument_group(title), typing.get_type_hints(cls)
+    group, hints, described = parser.add_argument_group(title), typing.get_type_hints(cls), _attributes(cls)
     for field in dataclasses.fields(cls):
-        kwargs: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field)}
+        kwargs: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field, described)}
         group.add_argument(f"--{field.name}", **kwargs, **_parsing(_strip_optional(hints[field.name])))
 
 
@@ -123,6 +125,13 @@ def _strip_optional(hint: Any) -> Any:
     return next(option for option in get_args(hint) if option is not type(None))
 
 
-def _help(field: dataclasses.Field) -> str:
-    text = field.metadata.get("help", "").replace("%", "%%")
-    return text if field.default in (MISSING, None) else f"{text} (default: {field.default})"
+def _help(field: dataclasses.Field, described: dict[str, str]) -> str:
+    text = field.metadata.get("help", described.get(field.name, "")).replace("%", "%%")
+    return text if field.default in (MISSING, None, ()) else f"{text} (default: {field.default})"
+
+
+def _attributes(cls: type) -> dict[str, str]:
+    """What the docstring of a dataclass says of its fields: those of `diffusion` know nothing of flags."""
+    _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()).rstrip(".") for name, text in entries}

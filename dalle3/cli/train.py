@@ -1,4 +1,4 @@
-"""`dalle3 train vae|clip|dalle`: trains a model on captioned pictures."""
+"""`dalle3 train <model>`: trains a model on pictures, with captions where it reads them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from dalle3.config import from_args, option, to_dict
 from dalle3.convert.roles import CODEC, read_as
 from dalle3.data.base import BrokenSampleError, Source
 from dalle3.data.codes import CodeShards
-from dalle3.data.loader import Stream
+from dalle3.data.loader import Stream, collate
 from dalle3.data.open import open_pictures
 from dalle3.data.transforms import Crop, CropConfig, keep
 from dalle3.errors import ConfigError
 from dalle3.log import note
 from dalle3.models.clip import Clip, ClipConfig
 from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, Upsampler, UpsamplerConfig
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle3.runtime import DTYPES, launched, pick_device
 from dalle3.tokenizers.base import Tokenizer
@@ -37,7 +38,12 @@ from dalle3.train.seeds import seeded
 from dalle3.train.task import Task
 from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
 from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
+from dalle3.train.tasks.denoising import PREVIEWED, DenoisingConfig
+from dalle3.train.tasks.diffusion import DiffusionTask, DiffusionTaskConfig
+from dalle3.train.tasks.upsampler import UpsamplerTask
 from dalle3.train.tasks.vae import VaeTask, VaeTaskConfig
+from diffusion.process import ProcessConfig
+from diffusion.unet import UNetConfig
 
 HELP = "train a model on your own pictures"
 CAPTIONS_FOR_BPE = 100_000
@@ -70,9 +76,23 @@ class WordsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VaePath:
-    """The image tokenizer a DALLE speaks."""
+    """The image tokenizer whose codes are read."""
 
     vae_path: Path = option(help="the image tokenizer: a dalle3 folder, a vae.pt, a taming .ckpt, OpenAI's pickles")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Pictures to look at while a diffusion model trains."""
+
+    held_out: str = option("", help="a folder of pictures that are not trained on, shown in samples/ and measured")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallSize:
+    """What an upsampler enlarges."""
+
+    small_size: int = option(64, help="pixels a side of the pictures it enlarges to --image_size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +158,27 @@ def make_dalle(args: argparse.Namespace, place: RunConfig, device: torch.device,
     return task, stream, {"model": to_dict(config), "tokenizer": describe(words)}
 
 
+def make_diffusion(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
+    """The task, its data and what config.json says of them."""
+    codec: Any = build(read_as(from_args(VaePath, args).vae_path, CODEC, flag="--vae_path"), device=device)
+    task_config = from_args(DiffusionTaskConfig, args)
+    derived = {"emb_input_dims": codec.embed_dim, "null_embedding": task_config.emb_dropout > 0}
+    config = DecoderConfig(**_unet(args, derived))
+    model = _fresh(DiffusionDecoder, config, seed, device)
+    stream, held_out = _pictures(args, place, config, seed)
+    return DiffusionTask(model, codec, task_config, held_out=held_out), stream, _described(config)
+
+
+def make_upsampler(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
+    """The task, its data and what config.json says of them."""
+    config = UpsamplerConfig(**_unet(args, {}), small_size=from_args(SmallSize, args).small_size)
+    model = _fresh(Upsampler, config, seed, device)
+    stream, held_out = _pictures(args, place, config, seed)
+    return UpsamplerTask(model, from_args(DenoisingConfig, args), held_out=held_out), stream, _described(config)
+
+
 SHARED = {"data and run": RunConfig, "loop": LoopConfig, "optimizer": OptimConfig, "pictures": CropConfig}
+DENOISER = {"model": UNetConfig, "process": ProcessConfig, "previews": HeldOut}
 MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
     "vae": ("DALLE-pytorch's discrete VAE", {"model": DiscreteVAEConfig, "codes": VaeTaskConfig}, make_vae),
     "clip": ("a CLIP", {"model": ClipConfig, "captions": ClipTaskConfig, "text": WordsConfig}, make_clip),
@@ -147,12 +187,50 @@ MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
         {"model": DalleConfig, "captions": DalleTaskConfig, "text": WordsConfig, "image tokenizer": VaePath},
         make_dalle,
     ),
+    "diffusion": (
+        "a diffusion decoder of an image tokenizer's codes",
+        {**DENOISER, "conditions": DiffusionTaskConfig, "image tokenizer": VaePath},
+        make_diffusion,
+    ),
+    "upsampler": (
+        "an upsampler of pictures",
+        {**DENOISER, "steps": DenoisingConfig, "sizes": SmallSize},
+        make_upsampler,
+    ),
 }
 
 
 def _fresh(kind: Callable[[Any], T], config: Any, seed: int, device: torch.device) -> T:
     with seeded(seed, "weights"):
         return kind(config).to(device)  # type: ignore[attr-defined]
+
+
+def _unet(args: argparse.Namespace, derived: dict[str, Any]) -> dict[str, Any]:
+    """Network and process of a diffusion model as the flags have them."""
+    process = from_args(ProcessConfig, args)
+    base = {"image_size": 256, "learn_sigma": process.learned_variance, **derived}
+    return {"unet": from_args(UNetConfig, args, base=base), "process": process}
+
+
+def _described(config: DecoderConfig) -> dict[str, Any]:
+    """What config.json says of a diffusion model, on one level, so that a change of it can be named."""
+    sizes = {"small_size": config.small_size} if isinstance(config, UpsamplerConfig) else {}
+    return {"model": {**to_dict(config.unet), **to_dict(config.process), **sizes}}
+
+
+def _pictures(
+    args: argparse.Namespace, place: RunConfig, config: DecoderConfig, seed: int
+) -> tuple[Stream, torch.Tensor | None]:
+    """The pictures to train on, and those held out for previews."""
+    size, crop = config.unet.image_size, from_args(CropConfig, args)
+    source = open_pictures(place.image_text_folder, columns=place.wds, needs_captions=False)
+    held_out = from_args(HeldOut, args).held_out
+    if not held_out:
+        return Stream(source, Crop(size, crop), seed=seed), None
+    whole = Crop(size, CropConfig(random_resize_crop_lower_ratio=1.0))
+    others = Stream(open_pictures(held_out, columns=place.wds, needs_captions=False), whole, seed=0)
+    shown = collate([others[position] for position in range(min(PREVIEWED, len(others.source)))])
+    return Stream(source, Crop(size, crop), seed=seed), shown.content
 
 
 def _words(config: WordsConfig, source: Source) -> Tokenizer:

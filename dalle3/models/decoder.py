@@ -34,6 +34,11 @@ class DecoderConfig:
         """Pixels along a side that one code becomes: 16 in the 256 layout."""
         return 2 ** (len(self.unet.widths) - 1) // 2
 
+    @property
+    def image_grid(self) -> int:
+        """Codes along a side of the pictures it was trained on."""
+        return self.unet.image_size // self.pixels_per_code
+
 
 @dataclass(frozen=True, kw_only=True)
 class UpsamplerConfig(DecoderConfig):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle3.checkpoint import WEIGHTS, read_safetensors, write_checkpoint
 from dalle3.config import option
@@ -30,6 +30,7 @@ from dalle3.train.seeds import seeded
 from dalle3.train.task import Task, grid
 
 RAW = "weights.safetensors"
+BESIDE = "beside.safetensors"  # what trains beside the model: a discriminator, a history of losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +256,10 @@ class _Trainer:
         (folder / "train").mkdir()
         if self.average is not None:
             save_file({name: tensor.contiguous() for name, tensor in raw.items()}, folder / "train" / RAW)
+        if beside := tensors_beside(self.task.objective, self.task.model):
+            save_file(
+                {name: tensor.detach().contiguous() for name, tensor in beside.items()}, folder / "train" / BESIDE
+            )
         self.parallel.save(folder / "train")
         write_position(folder, self.position)
 
@@ -267,6 +272,10 @@ class _Trainer:
         self.task.model.load_state_dict(load_file(raw) if raw.exists() else used)
         if self.average is not None:
             self.average.load(used)
+        if beside := tensors_beside(self.task.objective, self.task.model):
+            stored = read_safetensors(start / "train" / BESIDE)
+            for name, tensor in beside.items():
+                tensor.detach().copy_(stored[name])
         self.parallel.load(start / "train")
         self.position = read_position(start)
         self.run.forget_after(self.position.step)
@@ -284,6 +293,13 @@ class _Trainer:
             f"step {self.position.step}: the loss is {loss} and the gradient's norm {norm}; {where}; "
             "continue from there with a lower --learning_rate, or more --warmup_steps"
         )
+
+
+def tensors_beside(objective: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of an objective that are not its model's: only training needs them."""
+    models = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    every = (*objective.named_parameters(), *objective.named_buffers())
+    return {name: tensor for name, tensor in every if id(tensor) not in models}
 
 
 class _Clock:

@@ -12,6 +12,7 @@ from recipes.shapes.source import Scenes
 
 LOOP = {"steps": 2, "batch_size": 2, "log_every_n_steps": 1, "sample_every_n_steps": 2, "device": "cpu"}
 VAE = {"image_size": 16, "num_layers": 2, "num_tokens": 16, "hidden_dim": 8, "codebook_dim": 8}
+UNET = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "attention_resolutions": 4, "diffusion_steps": 30}
 DALLE = {"train_bpe": 128, "text_seq_len": 32, "image_grid": 4, "dim": 16, "depth": 1, "heads": 1, "dim_head": 16}
 
 
@@ -43,6 +44,27 @@ def test_an_image_tokenizer_and_a_dalle_train_by_one_command_each(tmp_path, pict
     assert "holds a run; pass --resume auto" in capfd.readouterr().err
     assert train("dalle", out=tmp_path / "dalle", resume="auto", **{**flags, "dim": 32}) == 2
     assert "begun with model dim 16, now 32; leave that as it was" in capfd.readouterr().err
+
+
+def test_a_decoder_and_an_upsampler_train_by_one_command_each(tmp_path, pictures, capfd):
+    train("vae", image_text_folder=pictures, out=tmp_path / "vae", **{**VAE, "num_layers": 1})
+    flags = {"image_text_folder": pictures, "held_out": pictures, **UNET}
+    vae = tmp_path / "vae" / "step-00000002"
+    assert train("diffusion", out=tmp_path / "decoder", vae_path=vae, channel_mult="1,1,1", **flags) == 0
+    assert train("upsampler", out=tmp_path / "upsampler", small_size=4, channel_mult="1,1", **flags) == 0
+    assert (tmp_path / "decoder" / "step-00000002" / "codec" / "model.safetensors").is_file()
+    assert (tmp_path / "upsampler" / "samples" / "step-00000002.png").is_file()
+    changed = {**flags, "resume": "auto", "prediction": "v"}
+    assert train("upsampler", out=tmp_path / "upsampler", small_size=4, channel_mult="1,1", **changed) == 2
+    assert "begun with model prediction 'epsilon', now 'v'; leave that as it was" in capfd.readouterr().err
+
+
+def test_flags_of_the_network_are_explained(capfd):
+    with pytest.raises(SystemExit):
+        main(["train", "upsampler", "--help"])
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "--num_res_blocks NUM_RES_BLOCKS of each level, on the way down; one more on the way up" in shown
+    assert "--prediction {epsilon,x0,v}" in shown
 
 
 def test_a_model_that_does_not_speak_the_codes_is_refused(tmp_path, pictures, capfd):

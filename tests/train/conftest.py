@@ -24,6 +24,7 @@ from dalle3.train.task import Task
 from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
 from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
 from dalle3.train.tasks.vae import AutoencoderTask, DecoderTask, VaeTask, VaeTaskConfig
+from tests.train.denoisers import diffusion_task, upsampler_task
 
 COLORS = ("red", "green", "blue", "white", "black")
 
@@ -99,6 +100,8 @@ TASKS: dict[str, Callable[[], Task]] = {
     "decoder": lambda: DecoderTask(vae()),
     "dalle": dalle_task,
     "clip": clip_task,
+    "diffusion": diffusion_task,
+    "upsampler": upsampler_task,
 }
 
 

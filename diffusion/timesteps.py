@@ -1,0 +1,69 @@
+"""Which steps of the chain a network is trained on.
+
+Shapes: B pictures of a batch, T steps of the chain, L losses remembered of each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+MEMORY = 10  # losses remembered of each step
+EXPLORED = 0.001  # part of the draws that is uniform whatever the losses are
+
+
+class UniformTimesteps(nn.Module):
+    """Every step equally often."""
+
+    def __init__(self, num_timesteps: int) -> None:
+        super().__init__()
+        self.num_timesteps = num_timesteps
+
+    def draw(self, number: int, *, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Steps (B,), int64, and the weights (B,) of their losses, which make their mean that of all steps.
+
+        Args:
+            number: B.
+            rng: a CPU generator; what is drawn is on the CPU.
+        """
+        weights = self.shares().cpu()
+        t = torch.multinomial(weights, number, replacement=True, generator=rng)
+        return t, (1 / (len(weights) * weights[t])).float()
+
+    def shares(self) -> Tensor:
+        """How often each step is drawn, (T,), float64, summing to 1."""
+        return torch.full((self.num_timesteps,), 1 / self.num_timesteps, dtype=torch.float64)
+
+    def note(self, t: Tensor, losses: Tensor) -> None:
+        """Learns the losses (B,) of steps (B,), before weighting."""
+
+
+class LossAwareTimesteps(UniformTimesteps):
+    """Steps in proportion to the root mean square of their last losses; evenly, until each has been seen ten times.
+
+    The bound's terms differ by orders of magnitude, so this makes its estimate far less noisy.
+    From "Improved DDPM", section 3.3 (arXiv:2102.09672).
+    """
+
+    losses: Tensor
+    counts: Tensor
+
+    def __init__(self, num_timesteps: int) -> None:
+        super().__init__(num_timesteps)
+        self.register_buffer("losses", torch.zeros(num_timesteps, MEMORY, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(num_timesteps, dtype=torch.int64))
+
+    def shares(self) -> Tensor:
+        """How often each step is drawn, (T,), float64, summing to 1."""
+        if bool((self.counts < MEMORY).any()):
+            return super().shares()
+        spread = self.losses.square().mean(dim=1).sqrt()
+        return spread / spread.sum() * (1 - EXPLORED) + EXPLORED / self.num_timesteps
+
+    @torch.no_grad()
+    def note(self, t: Tensor, losses: Tensor) -> None:
+        """Learns the losses (B,) of steps (B,), before weighting; of each step the last ten are kept."""
+        for step, loss in zip(t.tolist(), losses.double(), strict=True):
+            place = int(self.counts[step]) % MEMORY
+            self.losses[step, place] = loss
+            self.counts[step] += 1

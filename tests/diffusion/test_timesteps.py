@@ -1,0 +1,48 @@
+"""Which steps are trained on: the weighted mean of what is drawn is the mean over all steps."""
+
+from __future__ import annotations
+
+import torch
+
+from diffusion.timesteps import LossAwareTimesteps, UniformTimesteps
+
+
+def learnt(steps: int) -> LossAwareTimesteps:
+    timesteps = LossAwareTimesteps(steps)
+    for step in range(steps):
+        timesteps.note(torch.full((10,), step), torch.full((10,), float(step + 1)))
+    return timesteps
+
+
+def test_every_step_is_as_likely_until_each_was_seen_ten_times():
+    timesteps = LossAwareTimesteps(4)
+    timesteps.note(torch.tensor([0] * 10 + [1] * 10 + [2] * 10 + [3] * 9), torch.ones(39) * 5)
+    assert torch.equal(timesteps.shares(), UniformTimesteps(4).shares())
+    timesteps.note(torch.tensor([3]), torch.tensor([50.0]))
+    assert timesteps.shares()[3] > timesteps.shares()[0]
+
+
+def test_steps_come_in_proportion_to_their_root_mean_square_loss():
+    shares = learnt(4).shares()
+    expected = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64) * 0.999 + 0.00025
+    torch.testing.assert_close(shares, expected)
+
+
+def test_only_the_last_ten_losses_count():
+    timesteps = learnt(2)
+    timesteps.note(torch.zeros(10, dtype=torch.int64), torch.full((10,), 2.0))
+    torch.testing.assert_close(timesteps.shares(), UniformTimesteps(2).shares())
+
+
+def test_weights_undo_the_choice():
+    timesteps, rng = learnt(8), torch.Generator().manual_seed(0)
+    t, weights = timesteps.draw(40_000, rng=rng)
+    assert abs(float((weights * t).mean()) - 3.5) < 0.05
+    t, weights = UniformTimesteps(8).draw(5, rng=rng)
+    assert torch.equal(weights, torch.ones(5))
+
+
+def test_the_history_is_part_of_the_state():
+    restored = LossAwareTimesteps(4)
+    restored.load_state_dict(learnt(4).state_dict())
+    assert torch.equal(restored.shares(), learnt(4).shares())
