@@ -23,6 +23,7 @@ typedef unsigned short half_any __attribute__((vector_size(32), aligned(2)));
 enum { LANES = 16, MOST_SUMS = 16, AHEAD = 16, WIDEST_HEAD = 512 };
 
 typedef struct {
+    int threads;
     int rows, dim;
     int half;                             /* weights are bfloat16 */
     int quarter;                          /* channels lent from above and from the left; 0 where nothing shifts */
@@ -298,7 +299,7 @@ void attention(const Attention *a, float *target, const float *source, const Shi
     int rows = b->rows, dim = b->dim, width = a->width, inner = a->heads * width;
     float *qkv = b->shared, *found = qkv + (long)rows * 3 * inner, *y = found + (long)rows * inner;
     float factor = 1.0f / sqrtf(width);
-    #pragma omp parallel
+    #pragma omp parallel num_threads(b->threads)
     {
         float *x = prepare(b, source, shift), *lent = x + (long)rows * dim, *scores = lent + (long)rows * 2 * b->quarter;
         int first, last;
@@ -328,7 +329,7 @@ void feed_forward(const FeedForward *f, float *target, const float *source, cons
     const Branch *b = &f->branch;
     int rows = b->rows, dim = b->dim, hidden = f->hidden;
     float *up = b->shared, *gate = up + (long)rows * hidden, *y = gate + (long)rows * hidden;
-    #pragma omp parallel
+    #pragma omp parallel num_threads(b->threads)
     {
         float *x = prepare(b, source, shift), *lent = x + (long)rows * dim;
         int first, last;
@@ -343,9 +344,9 @@ void feed_forward(const FeedForward *f, float *target, const float *source, cons
 }
 
 /* y (R, outputs) = x (R, inner) weights^T + bias; outputs is a multiple of 16. */
-void linear(int half, const void *weights, const float *bias, const float *x, float *y, int rows, int inner, int outputs)
+void linear(int threads, int half, const void *weights, const float *bias, const float *x, float *y, int rows, int inner, int outputs)
 {
-    #pragma omp parallel
+    #pragma omp parallel num_threads(threads)
     {
         int first, last;
         share(outputs, LANES, &first, &last);

@@ -47,7 +47,7 @@ HALF = {torch.float32: 0, torch.bfloat16: 1}
 
 class _Branch(Structure):
     _fields_ = (
-        *((name, c_int) for name in ("rows", "dim", "half", "quarter")),
+        *((name, c_int) for name in ("threads", "rows", "dim", "half", "quarter")),
         ("epsilon", c_float),
         *(
             (name, c_void_p)
@@ -98,7 +98,7 @@ def library() -> ctypes.CDLL | None:
         return None
     loaded.attention.argtypes = [POINTER(_Attention), *[c_void_p] * 2, POINTER(_Shift), c_void_p, c_int, POINTER(_Runs)]
     loaded.feed_forward.argtypes = [POINTER(_FeedForward), *[c_void_p] * 2, POINTER(_Shift)]
-    loaded.linear.argtypes = [c_int, *[c_void_p] * 4, *[c_int] * 3]
+    loaded.linear.argtypes = [c_int, c_int, *[c_void_p] * 4, *[c_int] * 3]
     return loaded
 
 
@@ -133,7 +133,7 @@ class NativeEngine:
         def apply(x: Tensor) -> Tensor:
             x, y = x.float().contiguous(), torch.empty(len(x), outputs + padding)
             pointers = [tensor.data_ptr() for tensor in (weights, biases, x, y)]
-            _loaded().linear(HALF[weights.dtype], *pointers, len(x), inner, outputs + padding)
+            _loaded().linear(torch.get_num_threads(), HALF[weights.dtype], *pointers, len(x), inner, outputs + padding)
             return y[:, :outputs]
 
         return apply
@@ -177,9 +177,10 @@ class _NativeBranch:
         """The branch for C with `own` and `shared` floats of scratch, and that scratch."""
         quarter = lender.quarter if lender else 0
         own_size = rows * (self.dim + 2 * quarter) + own
-        scratch = [torch.empty(torch.get_num_threads() * own_size), torch.empty(shared)]
+        threads = torch.get_num_threads()
+        scratch = [torch.empty(threads * own_size), torch.empty(shared)]
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in (*self.vectors, *scratch)]
-        return _Branch(rows, self.dim, half, quarter, self.epsilon, *pointers, own_size), scratch
+        return _Branch(threads, rows, self.dim, half, quarter, self.epsilon, *pointers, own_size), scratch
 
 
 class NativeAttention(_NativeBranch):
