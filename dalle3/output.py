@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def png_text(recipe: dict[str, Any]) -> PngInfo:
 
 def parameters_line(recipe: dict[str, Any]) -> str:
     """A recipe in the form of AUTOMATIC1111's web UI, which many viewers of pictures show."""
-    weights = recipe.get("weights", {}).get("dalle") or "unknown"
+    weights = next(iter(recipe.get("weights", {}).values()), None) or "unknown"
     facts = {
         "Seed": recipe.get("seed"),
         "Index": recipe.get("index"),
@@ -78,7 +79,7 @@ def parameters_line(recipe: dict[str, Any]) -> str:
         "Model hash": weights[:10],
         "Version": f"dalle3 {recipe.get('versions', {}).get('dalle3')}",
     }
-    return f"{recipe.get('prompt')}\n" + ", ".join(f"{key}: {value}" for key, value in facts.items())
+    return f"{recipe.get('prompt') or ''}\n" + ", ".join(f"{key}: {value}" for key, value in facts.items())
 
 
 def folder_name(prompt: str) -> str:
@@ -137,6 +138,36 @@ class Gallery:
             self.shift[folder] = max(taken) + 1 - place
             note(f"{folder} holds pictures already; numbering on from {max(taken) + 1}")
         return place + self.shift.get(folder, 0)
+
+
+class BesideInputs:
+    """Pictures named after what they are made from: x.npy becomes x.png. Nothing is ever overwritten."""
+
+    def __init__(self, root: Path | None, *, metadata: bool = True) -> None:
+        """Takes the folder of the outputs; None is that of each input, and for an address the working one.
+
+        Raises:
+            OutputError: `root` is a file.
+        """
+        if root is not None and root.exists() and not root.is_dir():
+            raise OutputError(f"{root} is a file; name a folder for the outputs")
+        self.root, self.metadata = root, metadata
+        self.promised: set[Path] = set()
+
+    def reserve(self, name: str, number: int, *, of: int) -> Path:
+        """The path of picture `number` of the `of` that are made from the input `name`; it is given out only once.
+
+        x.png for a single picture, x-decoded.png where that is taken, such as by the picture `generate.py` drew
+        beside its codes, then x-decoded-2.png; for several x-0.png, x-1.png, and on after those that are taken.
+        """
+        source = Path(name.split("?")[0])
+        folder = self.root or (Path() if "://" in name else source.parent)
+        later = (f"-decoded-{place}" for place in count(2))
+        endings = chain(["", "-decoded"], later) if of == 1 else (f"-{place}" for place in count(number))
+        paths = (folder / f"{source.stem}{ending}.png" for ending in endings)
+        path = next(path for path in paths if path not in self.promised and not path.exists())
+        self.promised.add(path)
+        return path
 
 
 def append_line(path: Path, line: str) -> None:

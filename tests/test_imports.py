@@ -18,8 +18,11 @@ RANKS = (
     {"checkpoint", "convert"},
     {"sampling", "decoding", "rerank", "data"},
     {"train", "evaluate"},
-    {"output"},
-    {"pipeline", "assemble"},
+    {"output", "inputs"},
+    {"steering"},
+    {"stages"},
+    {"decode_request"},
+    {"pipeline", "decode", "assemble", "assemble_decoder"},
     {"cli", "serve"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -17,6 +17,7 @@ import dalle3
 
 COMMANDS = {
     "generate": "draw pictures and codes from a prompt",
+    "decode": "turn codes into full-quality pictures",
     "inspect": "say what a checkpoint file is, without executing anything in it",
     "convert": "write any checkpoint as a dalle3 folder",
     "train": "train a model on your own pictures",

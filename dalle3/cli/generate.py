@@ -6,12 +6,9 @@ Takes every flag of the generate.py of DALL-3 and of DALLE-pytorch, under the sa
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dalle3.assemble import Parts, assemble
+from dalle3.cli.interrupt import Interrupt, stop_on_interrupt
 from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, from_dict, option
 from dalle3.errors import ConfigError, Dalle3Error, DataError
@@ -64,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     drawings = [Drawing(model, request) for request in requests]  # all are checked before the first is drawn
     if not hasattr(args, "text") and outputs.prompts_file is None:
         note(f"no --text was given; drawing an example: --text {EXAMPLE!r}")
-    with _stop_on_interrupt() as interrupt:
+    with stop_on_interrupt() as interrupt:
         for drawing in drawings:
             _draw(drawing, gallery, interrupt)
             if interrupt.pressed:
@@ -118,7 +116,7 @@ def _parse_line(line: str) -> dict[str, Any]:
     return found
 
 
-def _draw(drawing: Drawing, gallery: Gallery, interrupt: _Interrupt) -> None:
+def _draw(drawing: Drawing, gallery: Gallery, interrupt: Interrupt) -> None:
     total, paths = len(drawing.request.indices), []
     note(f"{drawing.prompt!r}: {total} images, --seed {drawing.request.seed}")
     live = sys.stderr.isatty()  # a log gets a line for each batch, and at most one a second
@@ -138,27 +136,3 @@ def _draw(drawing: Drawing, gallery: Gallery, interrupt: _Interrupt) -> None:
                 paths.append(gallery.add(event.picture, prompt=event.prompt, place=event.place))
     if paths:
         print(f"{len(paths)} images in {paths[-1].parent}", flush=True)
-
-
-class _Interrupt:
-    """Remembers that Ctrl-C was pressed; pressed again, it interrupts at once."""
-
-    def __init__(self) -> None:
-        self.pressed = False
-
-    def __call__(self, *_: Any) -> None:
-        if self.pressed:
-            raise KeyboardInterrupt
-        self.pressed = True
-        note("\nstopping; what is finished is kept (Ctrl-C again to stop at once)")
-
-
-@contextlib.contextmanager
-def _stop_on_interrupt() -> Iterator[_Interrupt]:
-    """Lets Ctrl-C end the drawing between two codes instead of in the middle of a file."""
-    interrupt = _Interrupt()
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, before)

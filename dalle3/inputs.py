@@ -1,0 +1,125 @@
+"""What pictures are decoded from: files of codes and pictures, one by one, many, or a folder of them.
+
+Shapes: h w grid of codes, S side of a picture in pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle3.data.transforms import to_rgb, to_tensor
+from dalle3.errors import CodesError, ImageError
+from dalle3.models.image_tokenizer import ImageTokenizer, check_codes
+
+CODES, PICTURES = (".npy",), (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ADDRESSES = ("http://", "https://")
+TIMEOUT = 30  # seconds for a picture behind an address
+
+
+def find_inputs(names: Sequence[str]) -> list[str]:
+    """Files and addresses in the order they are named; a folder stands for its .npy files, or else its pictures.
+
+    Where `generate.py` put both, the pictures were made from the codes beside them.
+
+    Raises:
+        ImageError: a folder holds neither.
+    """
+    found: list[str] = []
+    for name in names:
+        found += _files(Path(name)) if not name.startswith(ADDRESSES) and Path(name).is_dir() else [name]
+    return found
+
+
+def is_codes(name: str) -> bool:
+    """Whether `name` is a file of codes; anything else is taken for a picture."""
+    return name.lower().endswith(CODES)
+
+
+def read_codes(path: Path, *, num_tokens: int) -> Tensor:
+    """The codes (h, w), int64, in a .npy: square, or flat and row by row as `generate.py --output_npy` writes them.
+
+    Raises:
+        CodesError: not a whole .npy, not integers, no square number of them, or one is outside the codebook.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise CodesError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a whole .npy of numbers"
+        raise CodesError(f"{path} cannot be read: {reason}") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        kind = getattr(array, "dtype", "several arrays")
+        raise CodesError(f"{path} holds {kind}; codes are integers, as `generate.py --output_npy` writes them")
+    codes = torch.from_numpy(array.astype(np.int64))
+    side = math.isqrt(codes.numel())
+    one_picture = max(codes.shape, default=0) in (codes.numel(), side)
+    if not side or side**2 != codes.numel() or not one_picture:
+        raise CodesError(
+            f"{path} holds {codes.numel()} codes of shape {tuple(codes.shape)}; "
+            "expected those of one square picture, such as 256 or 1024"
+        )
+    codes = codes.reshape(1, side, side)
+    try:
+        check_codes(codes, num_tokens)
+    except CodesError as error:
+        raise CodesError(f"{path}: {error}; give the image tokenizer they were made with as --vae_path") from None
+    return codes[0]
+
+
+def read_picture(name: str) -> Image.Image:
+    """The RGB picture in a file or behind an address, upright; what is transparent is shown on white.
+
+    Raises:
+        ImageError: it cannot be read or fetched.
+    """
+    try:
+        with _open(name) as file, Image.open(file) as opened:
+            return to_rgb(ImageOps.exif_transpose(opened))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or "it is not a whole picture"
+        raise ImageError(f"{name} cannot be read: {reason}") from None
+
+
+def square(picture: Image.Image, side: int) -> Tensor:
+    """The middle of an RGB picture as (1, 3, side, side) in [0, 1].
+
+    Resized by averaging areas, as DALL-3's sample.py and super_res.py do: upsamplers were trained on such pictures.
+    """
+    width, height = picture.size
+    least = min(width, height)
+    left, top = (width - least) // 2, (height - least) // 2
+    cut = to_tensor(picture.crop((left, top, left + least, top + least))).float() / 255
+    return F.interpolate(cut[None], size=(side, side), mode="area")
+
+
+@torch.no_grad()
+def encode_picture(picture: Image.Image, codec: ImageTokenizer, *, grid: int, device: torch.device) -> Tensor:
+    """The codes (grid, grid) of the middle of a picture."""
+    return codec.encode(square(picture, grid * codec.factor).to(device))[0]
+
+
+def _files(folder: Path) -> list[str]:
+    for endings in (CODES, PICTURES):
+        if found := sorted(path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file()):
+            return [str(path) for path in found]
+    raise ImageError(f"{folder} holds neither .npy files of codes nor pictures")
+
+
+def _open(name: str) -> IO[bytes]:
+    if not name.startswith(ADDRESSES):
+        return Path(name).open("rb")
+    from urllib.request import urlopen
+
+    with urlopen(name, timeout=TIMEOUT) as answer:
+        return io.BytesIO(answer.read())
