@@ -122,6 +122,24 @@ def load_torchscript(path: Path) -> dict[str, Tensor]:
     return _explained(path, lambda: dict(_attributes(_read_archive(path, _allowed(("__torch__.",))))))
 
 
+def load_arrays(path: Path) -> dict[str, Tensor]:
+    """The NumPy arrays in a pickle of dictionaries inside dictionaries, as flax writes them, by their joined keys.
+
+    Raises:
+        CheckpointError: as `load_pickle`.
+    """
+
+    def read() -> dict[str, Tensor]:
+        allowed, makers = _allowed(), ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+        kinds = {"numpy.ndarray": _Array, **dict.fromkeys(makers, lambda *args: _Array())}
+        with path.open("rb") as file:
+            return dict(_leaves(_Reader(file, lambda name: kinds.get(name) or allowed(name), Inert).load()))
+
+    if (kind := looks_like(path)) != "pickle":
+        raise not_weights(path, kind, wanted="a pickle of NumPy arrays")
+    return _explained(path, read)
+
+
 def module_class(value: Any) -> str | None:
     """The class a stand-in replaces, such as "dall_e.encoder.Encoder"; None for anything else."""
     return f"{type(value).__module__}.{type(value).__qualname__}" if isinstance(value, Inert) else None
@@ -290,6 +308,31 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
     if not isinstance(dtype, _Dtype) or not re.fullmatch(r"[biuf]\d", dtype.code):
         return Inert()
     return np.frombuffer(_bytes(data), dtype=dtype.order + dtype.code)[0].item()
+
+
+class _Array(Inert):
+    """Stands in for numpy.ndarray."""
+
+    tensor: Tensor
+
+    def __setstate__(self, state: Any) -> None:
+        import numpy as np
+
+        _, shape, dtype, column_major, data = state
+        if not isinstance(dtype, _Dtype) or not re.fullmatch(r"[biuf]\d", dtype.code):
+            raise ValueError("an array that holds no numbers")
+        array = np.frombuffer(_bytes(data), dtype=dtype.order + dtype.code)
+        # A copy in this machine's order: torch takes no other, and what it wraps must be writable.
+        ordered = array.reshape(shape, order="F" if column_major else "C").astype(dtype.code)
+        self.tensor = torch.from_numpy(np.ascontiguousarray(ordered))
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, _Array):
+        yield prefix.removesuffix("."), value.tensor
+    elif isinstance(value, dict) and prefix.count(".") < DEEPEST:
+        for name, item in value.items():
+            yield from _leaves(item, f"{prefix}{name}.")
 
 
 def _attributes(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -25,6 +25,7 @@ from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
 from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
 from dalle3.train.tasks.vae import AutoencoderTask, DecoderTask, VaeTask, VaeTaskConfig
 from tests.train.denoisers import diffusion_task, upsampler_task
+from tests.train.vqgans import gumbel_task, vqgan_task
 
 COLORS = ("red", "green", "blue", "white", "black")
 
@@ -102,6 +103,8 @@ TASKS: dict[str, Callable[[], Task]] = {
     "clip": clip_task,
     "diffusion": diffusion_task,
     "upsampler": upsampler_task,
+    "vqgan": vqgan_task,
+    "gumbel_vq": gumbel_task,
 }
 
 
