@@ -337,7 +337,7 @@ class Decoding:
         """What all pictures share: with the input and the index, everything needed to make one again."""
         request, first = self.request, self.stages[0]
         asked = {field.name: getattr(request, field.name) for field in dataclasses.fields(DecodeSettings)}
-        left_out = ("max_memory", "preview_every", "steps", "timestep_respacing")
+        left_out = ("max_memory", "steps", "timestep_respacing")
         defaults = DecodeRequest()
         settings = {k: v for k, v in asked.items() if k not in left_out and v != getattr(defaults, k)}
         network = self.decoder.networks[0]

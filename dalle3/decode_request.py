@@ -45,20 +45,10 @@ class DecodeSettings:
     max_memory: float | None = option(
         None, help="GB for weights and pictures: batches and tiles are made to fit, by measure"
     )
-    preview_every: int = option(5, help="show the picture so far every so many steps; 0 never")
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a value cannot be."""
-        for name, least in (
-            ("steps", 1),
-            ("cutn", 1),
-            ("stop_at", 1),
-            ("upsample", 1),
-            ("tile", 1),
-            ("preview_every", 0),
-        ):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigError(f"{name} is {value}; it must be {least} or more")
+        _at_least(self, 1, "steps", "cutn", "stop_at", "upsample", "tile")
         for name in ("guidance_scale", "clip_guidance_scale", "tv_scale", "range_scale"):
             if not math.isfinite(value := getattr(self, name)) or value < 0:
                 raise ConfigError(f"{name} is {value}; it must be a number from 0 on")
@@ -75,6 +65,7 @@ class DecodeRequest(DecodeSettings):
 
     text: str | None = option(None, help='prompts for --clip_guidance, with weights: "a red circle:2|a blue star:1"')
     image_prompts: str | None = option(None, help="pictures for --clip_guidance, paths or addresses, in the same form")
+    preview_every: int = option(5, help="show the picture so far every so many steps; 0 never")
     num_batches: int = option(1, help="batches of each input")
     batch_size: int = option(1, help="pictures of each input in a batch; a GPU draws so many at once")
     num_images: int | None = option(None, help="pictures of each input (default: num_batches times batch_size)")
@@ -86,9 +77,8 @@ class DecodeRequest(DecodeSettings):
     def __post_init__(self) -> None:
         """Raises ConfigError where a value cannot be, or CLIP is told to steer and not where."""
         super().__post_init__()
-        for name, least in (("num_batches", 1), ("batch_size", 1), ("num_images", 1), ("output_size", 1), ("seed", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigError(f"{name} is {value}; it must be {least} or more")
+        _at_least(self, 1, "num_batches", "batch_size", "num_images", "output_size")
+        _at_least(self, 0, "seed", "preview_every")
         if self.clip_guidance and not (split_prompts(self.text) or split_prompts(self.image_prompts)):
             raise ConfigError("clip_guidance steers towards prompts; name them with text or image_prompts")
 
@@ -96,3 +86,9 @@ class DecodeRequest(DecodeSettings):
     def count(self) -> int:
         """Pictures of each input."""
         return self.num_images or self.num_batches * self.batch_size
+
+
+def _at_least(request: DecodeSettings, least: int, *names: str) -> None:
+    for name in names:
+        if (value := getattr(request, name)) is not None and value < least:
+            raise ConfigError(f"{name} is {value}; it must be {least} or more")

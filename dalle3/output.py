@@ -39,6 +39,7 @@ class Picture:
     index: int  # which of the seed's pictures: `index=` draws this one alone
     score: float | None = None  # CLIP similarity to the prompt, in [-1, 1], where it was asked for
     recipe: dict[str, Any] = field(default_factory=dict, repr=False)  # everything needed to draw it again
+    decoded: Picture | None = None  # what the diffusion decoder made of the same codes, where it was asked for
 
     def save(self, path: str | os.PathLike[str], *, metadata: bool = True) -> None:
         """Writes the picture, whole or not at all; PNG files also hold the recipe.
@@ -114,6 +115,8 @@ class Gallery:
             if self.codes:
                 _save_codes(folder / f"{number}.npy", picture.codes)
             picture.save(path, metadata=self.metadata)
+            if picture.decoded is not None:
+                picture.decoded.save(path.with_name(f"{number}{score}-decoded.png"), metadata=self.metadata)
         if self.metadata:
             line = {"file": path.relative_to(self.root).as_posix(), **picture.recipe}
             append_line(self.root / "manifest.jsonl", json.dumps(line, ensure_ascii=False))

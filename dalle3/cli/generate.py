@@ -16,13 +16,17 @@ from typing import Any
 from tqdm import tqdm
 
 from dalle3.assemble import Parts, assemble
+from dalle3.assemble_decoder import SecondStage, add_second_stage
 from dalle3.cli.interrupt import Interrupt, stop_on_interrupt
 from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, from_dict, option
+from dalle3.decode import PictureDecoder
+from dalle3.decode_request import DecodeRequest, DecodeSettings
 from dalle3.errors import ConfigError, Dalle3Error, DataError
 from dalle3.log import note
 from dalle3.output import Gallery
 from dalle3.pipeline import Drawing, Progress, Request, Stopped
+from dalle3.refine import check, refine
 
 EXAMPLE = "a large red circle"
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}{postfix}]"
@@ -45,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Gives `parser` the flags of a request, of the parts it is drawn with and of its outputs."""
     add_flags(parser, Request, title="what to draw (several prompts are split by |)")
     add_flags(parser, Parts, title="with which model")
+    add_flags(parser, SecondStage, title="the second stage (python decode.py does it alone)")
+    add_flags(parser, DecodeSettings, title="how the second stage decodes")
     add_flags(parser, Outputs, title="outputs (existing files are kept: new pictures are numbered on)")
 
 
@@ -58,13 +64,15 @@ def run(args: argparse.Namespace) -> int:
     outputs = from_args(Outputs, args)
     requests = read_requests(args, outputs.prompts_file)
     gallery = Gallery(outputs.outputs_dir, codes=outputs.output_npy, metadata=outputs.metadata)
-    model = assemble(from_args(Parts, args))
+    parts, settings = from_args(Parts, args), from_args(DecodeSettings, args)
+    model = assemble(parts)
     drawings = [Drawing(model, request) for request in requests]  # all are checked before the first is drawn
+    decoder = _second_stage(args, parts, drawings)
     if not hasattr(args, "text") and outputs.prompts_file is None:
         note(f"no --text was given; drawing an example: --text {EXAMPLE!r}")
     with stop_on_interrupt() as interrupt:
         for drawing in drawings:
-            _draw(drawing, gallery, interrupt)
+            _draw(drawing, gallery, interrupt, decoder, settings)
             if interrupt.pressed:
                 raise KeyboardInterrupt
     return 0
@@ -116,7 +124,36 @@ def _parse_line(line: str) -> dict[str, Any]:
     return found
 
 
-def _draw(drawing: Drawing, gallery: Gallery, interrupt: Interrupt) -> None:
+def _second_stage(args: argparse.Namespace, parts: Parts, drawings: list[Drawing]) -> PictureDecoder | None:
+    """The second stage, where it is asked for, held against every request."""
+    stage, settings = from_args(SecondStage, args), from_args(DecodeSettings, args)
+    if not stage.diffusion:
+        if settings != DecodeSettings():
+            raise ConfigError("how the second stage decodes is of use with --diffusion only; add that")
+        return None
+    model = drawings[0].model
+    decoder = add_second_stage(model, parts, stage, enlarges=settings.upsample is not None)
+    for drawing in drawings:
+        check(decoder, decode_request(drawing, settings), grid=model.dalle.config.image_grid)
+    return decoder
+
+
+def decode_request(drawing: Drawing, settings: DecodeSettings) -> DecodeRequest:
+    """How the codes of a drawing are decoded: its prompt and its seed are those of the second stage too."""
+    asked = {field.name: getattr(settings, field.name) for field in dataclasses.fields(DecodeSettings)}
+    request = drawing.request
+    return DecodeRequest(
+        **asked, text=drawing.prompt, seed=drawing.seed, batch_size=request.batch_size, preview_every=0
+    )
+
+
+def _draw(
+    drawing: Drawing,
+    gallery: Gallery,
+    interrupt: Interrupt,
+    decoder: PictureDecoder | None,
+    settings: DecodeSettings,
+) -> None:
     total, paths = len(drawing.request.indices), []
     note(f"{drawing.prompt!r}: {total} images, --seed {drawing.request.seed}")
     live = sys.stderr.isatty()  # a log gets a line for each batch, and at most one a second
@@ -128,7 +165,15 @@ def _draw(drawing: Drawing, gallery: Gallery, interrupt: Interrupt) -> None:
             if live:
                 bar.update(done - bar.n)
 
-        for event in drawing.events(tick=tick):
+        def tick_decoded(done: float) -> None:
+            if interrupt.pressed:
+                raise Stopped
+            bar.set_description_str(f"{done:.1f} decoded ", refresh=live)
+
+        events = drawing.events(tick=tick)
+        if decoder is not None:
+            events = refine(events, decoder, decode_request(drawing, settings), tick=tick_decoded)
+        for event in events:
             if isinstance(event, Progress):
                 bar.set_postfix_str(f"{event.images_per_second:.2f} images/s", refresh=False)
                 bar.update(event.done - bar.n)

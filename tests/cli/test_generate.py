@@ -20,6 +20,7 @@ from PIL import Image
 from dalle3.cli import Parser, main
 from dalle3.cli import generate as command
 from tests import tiny
+from tests.test_decode import write_stage_two
 
 ROOT = Path(__file__).parent.parent.parent
 # The two command lines that must work as written.
@@ -290,6 +291,65 @@ def test_a_yaml_without_ddconfig_is_named(capsys):
 def test_an_outputs_folder_that_is_a_file_is_one_line(capsys):
     Path("taken").write_text("")
     assert "taken" in refused("--text 'a red circle' --num_images 1 --outputs_dir taken", capsys).splitlines()[-1]
+
+
+@pytest.fixture
+def both(tmp_path, monkeypatch):
+    """A machine whose default model has the second stage too."""
+    write_stage_two(tmp_path / "both" / "default")
+    monkeypatch.setenv("DALLE3_HOME", str(tmp_path / "both"))
+
+
+def recipe(path: str) -> dict:
+    with Image.open(path) as picture:
+        return json.loads(picture.text["dalle3"])
+
+
+def test_diffusion_puts_the_decoded_picture_beside_the_first(both):
+    assert generate("--text 'a red circle' --num_images 3 --batch_size 2 --seed 4 --diffusion --output_npy") == 0
+    folder = Path("outputs/a_red_circle")
+    assert {f"{i}{end}" for i in range(3) for end in (".png", "-decoded.png", ".npy")} < {
+        p.name for p in folder.iterdir()
+    }
+    found = recipe("outputs/a_red_circle/1-decoded.png")
+    assert (found["seed"], found["index"], found["prompt"]) == (4, 1, "a red circle")
+    assert found["codes"] == recipe("outputs/a_red_circle/1.png")
+    assert {"decoder", "codec"} <= set(found["weights"])
+
+
+def test_the_decoded_picture_is_the_one_decode_makes_of_the_codes(both):
+    generate("--text 'a red circle' --num_images 2 --seed 4 --diffusion --output_npy --steps 3")
+    main(["decode", "--input", "outputs/a_red_circle/0.npy", "--seed", "4", "--steps", "3", "--outputs_dir", "again"])
+    first, again = (
+        Image.open(name).convert("RGB").tobytes() for name in ("outputs/a_red_circle/0-decoded.png", "again/0.png")
+    )
+    assert first == again
+
+
+def test_ranked_pictures_are_decoded_once_they_are_kept(both):
+    assert generate("--text 'a red circle' --num_images 6 --keep 2 --seed 0 --diffusion --clip_guidance --cutn 2") == 0
+    names = [name for name in files("outputs/a_red_circle") if name.endswith(".png")]
+    assert [bool(re.fullmatch(r"[01]-[-\d.]+\d(-decoded)?\.png", name)) for name in names] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--text a --diffusion", "has no diffusion decoder in decoder/; pass one as --decoder"),
+        ("--text a --decoder x", "--decoder and --upsampler are for --diffusion"),
+        ("--text a --steps 5", "is of use with --diffusion only"),
+        (
+            "--text a --diffusion --decoder {HOME}/default/codec",
+            "is a discrete_vae, not a diffusion decoder, which --decoder",
+        ),
+    ],
+)
+def test_a_mistake_about_the_second_stage_is_one_line(line, message, capsys, home):
+    assert message in refused(line.replace("{HOME}", str(home)), capsys)
+
+
+def test_how_to_decode_is_checked_before_anything_is_drawn(both, capsys):
+    assert "upsample is 35" in refused("--text 'a red circle' --diffusion --upsample 35", capsys)
 
 
 def start(*arguments: str, **options) -> subprocess.Popen:
