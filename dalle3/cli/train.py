@@ -14,6 +14,7 @@ import torch
 from dalle3.checkpoint import build
 from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, option, to_dict
+from dalle3.convert.lpips import read_lpips
 from dalle3.convert.roles import CODEC, read_as
 from dalle3.data.base import BrokenSampleError, Source
 from dalle3.data.codes import CodeShards
@@ -26,6 +27,8 @@ from dalle3.models.clip import Clip, ClipConfig
 from dalle3.models.dalle import Dalle, DalleConfig
 from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, Upsampler, UpsamplerConfig
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle3.models.discriminator import DiscriminatorConfig, PatchDiscriminator
+from dalle3.models.vqgan import VQGAN, GumbelVQ, GumbelVQConfig, VQGANConfig
 from dalle3.runtime import DTYPES, launched, pick_device
 from dalle3.tokenizers.base import Tokenizer
 from dalle3.tokenizers.huggingface import train_bpe
@@ -42,6 +45,7 @@ from dalle3.train.tasks.denoising import PREVIEWED, DenoisingConfig
 from dalle3.train.tasks.diffusion import DiffusionTask, DiffusionTaskConfig
 from dalle3.train.tasks.upsampler import UpsamplerTask
 from dalle3.train.tasks.vae import VaeTask, VaeTaskConfig
+from dalle3.train.tasks.vqgan import GumbelTaskConfig, VqganTask, VqganTaskConfig
 from diffusion.process import ProcessConfig
 from diffusion.unet import UNetConfig
 
@@ -130,6 +134,18 @@ def make_vae(args: argparse.Namespace, place: RunConfig, device: torch.device, s
     return task, stream, {"model": to_dict(config)}
 
 
+def make_vqgan(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
+    """The task, its data and what config.json says of them."""
+    model = _fresh(VQGAN, from_args(VQGANConfig, args), seed, device)
+    return _adversarial(model, from_args(VqganTaskConfig, args), args, place, seed)
+
+
+def make_gumbel_vq(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
+    """The task, its data and what config.json says of them."""
+    model = _fresh(GumbelVQ, from_args(GumbelVQConfig, args), seed, device)
+    return _adversarial(model, from_args(GumbelTaskConfig, args), args, place, seed)
+
+
 def make_clip(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
     source = open_pictures(place.image_text_folder, columns=place.wds)
@@ -178,9 +194,16 @@ def make_upsampler(args: argparse.Namespace, place: RunConfig, device: torch.dev
 
 
 SHARED = {"data and run": RunConfig, "loop": LoopConfig, "optimizer": OptimConfig, "pictures": CropConfig}
+ADVERSARY = {"discriminator": DiscriminatorConfig}
 DENOISER = {"model": UNetConfig, "process": ProcessConfig, "previews": HeldOut}
 MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
     "vae": ("DALLE-pytorch's discrete VAE", {"model": DiscreteVAEConfig, "codes": VaeTaskConfig}, make_vae),
+    "vqgan": ("taming's VQGAN", {"model": VQGANConfig, **ADVERSARY, "losses": VqganTaskConfig}, make_vqgan),
+    "gumbel_vq": (
+        "taming's GumbelVQ, the image tokenizer of DALL-3",
+        {"model": GumbelVQConfig, **ADVERSARY, "losses": GumbelTaskConfig},
+        make_gumbel_vq,
+    ),
     "clip": ("a CLIP", {"model": ClipConfig, "captions": ClipTaskConfig, "text": WordsConfig}, make_clip),
     "dalle": (
         "a DALLE on an image tokenizer's codes",
@@ -203,6 +226,21 @@ MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
 def _fresh(kind: Callable[[Any], T], config: Any, seed: int, device: torch.device) -> T:
     with seeded(seed, "weights"):
         return kind(config).to(device)  # type: ignore[attr-defined]
+
+
+def _adversarial(
+    model: VQGAN | GumbelVQ, config: VqganTaskConfig, args: argparse.Namespace, place: RunConfig, seed: int
+) -> Made:
+    """The task of an image tokenizer with a discriminator of its own, its data and what config.json says of them."""
+    device, discriminator = model.codebook.device, from_args(DiscriminatorConfig, args)
+    perceptual = read_lpips(config.lpips_path).to(device) if config.lpips_path else None
+    if perceptual is None and config.perceptual_weight:
+        note("no --lpips_path, so no perceptual loss: the pictures are compared pixel by pixel alone")
+    adversary = _fresh(PatchDiscriminator, discriminator, seed, device)
+    source = open_pictures(place.image_text_folder, columns=place.wds, needs_captions=False)
+    stream = Stream(source, Crop(model.image_size, from_args(CropConfig, args)), seed=seed)
+    described = {"model": {**to_dict(model.config), **to_dict(discriminator)}}
+    return VqganTask(model, adversary, config, perceptual=perceptual), stream, described
 
 
 def _unet(args: argparse.Namespace, derived: dict[str, Any]) -> dict[str, Any]:

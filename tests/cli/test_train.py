@@ -12,6 +12,9 @@ from recipes.shapes.source import Scenes
 
 LOOP = {"steps": 2, "batch_size": 2, "log_every_n_steps": 1, "sample_every_n_steps": 2, "device": "cpu"}
 VAE = {"image_size": 16, "num_layers": 2, "num_tokens": 16, "hidden_dim": 8, "codebook_dim": 8}
+TAMING_NET = {"resolution": 16, "ch": 32, "ch_mult": "1,1", "num_res_blocks": 1, "attn_resolutions": 8}
+TAMING_CODES = {"num_tokens": 16, "embed_dim": 8, "z_channels": 8, "disc_ndf": 4, "disc_num_layers": 1}
+TAMING = {**TAMING_NET, **TAMING_CODES}
 UNET = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "attention_resolutions": 4, "diffusion_steps": 30}
 DALLE = {"train_bpe": 128, "text_seq_len": 32, "image_grid": 4, "dim": 16, "depth": 1, "heads": 1, "dim_head": 16}
 
@@ -57,6 +60,16 @@ def test_a_decoder_and_an_upsampler_train_by_one_command_each(tmp_path, pictures
     changed = {**flags, "resume": "auto", "prediction": "v"}
     assert train("upsampler", out=tmp_path / "upsampler", small_size=4, channel_mult="1,1", **changed) == 2
     assert "begun with model prediction 'epsilon', now 'v'; leave that as it was" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "gumbel_vq"])
+def test_a_tokenizer_of_taming_trains_by_one_command(kind, tmp_path, pictures, capfd):
+    assert train(kind, image_text_folder=pictures, out=tmp_path / kind, disc_start=1, **TAMING) == 0
+    assert capfd.readouterr().err.count("no --lpips_path, so no perceptual loss") == 1
+    assert (tmp_path / kind / "samples" / "step-00000002.png").is_file()
+    missing = {"lpips_path": tmp_path / "vgg16.ckpt", "out": tmp_path / "other"}
+    assert train(kind, image_text_folder=pictures, **missing, **TAMING) == 2
+    assert "vgg16.ckpt: no such file" in capfd.readouterr().err
 
 
 def test_flags_of_the_network_are_explained(capfd):
