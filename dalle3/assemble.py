@@ -107,8 +107,8 @@ def assemble(parts: Parts) -> Model:
     dtype = pick_dtype(parts.dtype, device)
     path = parts.dalle_path or default_model()
     checkpoint = read_as(path, DALLE, flag="--dalle_path")
-    codec, codec_path = _read_codec(parts, checkpoint, path)
-    tokenizer = _read_tokenizer(parts, checkpoint, path)
+    codec, codec_path = read_codec(parts, checkpoint, path)
+    tokenizer = read_words(parts, checkpoint, path)
     check_codec(checkpoint, codec, dalle_path=path, codec_path=codec_path)
     check_tokenizer(checkpoint.config, tokenizer, dalle_path=path)
     return Model(
@@ -160,31 +160,37 @@ def _short(value: object) -> str:
     return str(value)[:12]
 
 
-def _read_codec(parts: Parts, dalle: Checkpoint, dalle_path: Path) -> tuple[Checkpoint, Path]:
+def read_codec(parts: Parts, dalle: Checkpoint, dalle_path: Path) -> tuple[Checkpoint, Path]:
     """The image tokenizer and its file: the one named, else the DALLE's own, else the one DALLE-pytorch downloaded."""
     path, config_path = parts.vae_path or parts.vqgan_model_path, parts.vqgan_config_path
     if path is None and dalle.codec is not None:
         return dalle.codec, dalle_path
     if path is None:
-        path, config_path = _downloaded_codec(dalle_path, taming=parts.taming)
+        path, config_path = downloaded_codec(parts.taming, asking=f"{dalle_path} does not hold its image tokenizer")
     flag = "--vqgan_model_path" if path == parts.vqgan_model_path else "--vae_path"
     return read_as(path, CODEC, flag=flag, config_path=config_path), path
 
 
-def _downloaded_codec(dalle_path: Path, *, taming: bool) -> tuple[Path, Path | None]:
-    """The files of the image tokenizer that DALLE-pytorch takes, and downloads, where none is named."""
+def downloaded_codec(taming: bool, *, asking: str) -> tuple[Path, Path | None]:
+    """The files of the image tokenizer that DALLE-pytorch takes, and downloads, where none is named.
+
+    Args:
+        taming: the VQGAN, not OpenAI's.
+        asking: why they are looked for, the beginning of the message where they are absent.
+    Raises:
+        CheckpointError: it downloaded none.
+    """
     cache = dalle_pytorch_cache()
     if taming and (cache / "vqgan.1024.model.ckpt").is_file():
         return cache / "vqgan.1024.model.ckpt", cache / "vqgan.1024.config.yml"
     if not taming and (cache / "encoder.pkl").is_file() and (cache / "decoder.pkl").is_file():
         return cache, None
     flags = "--vqgan_model_path and --vqgan_config_path" if taming else "--vae_path"
-    raise CheckpointError(
-        f"{dalle_path} does not hold its image tokenizer; pass the one it was trained with as {flags}"
-    )
+    raise CheckpointError(f"{asking}; pass the one it was trained with as {flags}")
 
 
-def _read_tokenizer(parts: Parts, dalle: Checkpoint, dalle_path: Path) -> Tokenizer:
+def read_words(parts: Parts, dalle: Checkpoint, dalle_path: Path) -> Tokenizer:
+    """The text tokenizer that the flags name, else the DALLE's own, else CLIP's."""
     named = parts.bpe_path or parts.hug or parts.chinese
     if dalle.tokenizer is not None and not named:
         return read_tokenizer(dalle_path, dalle.tokenizer)

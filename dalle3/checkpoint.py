@@ -74,7 +74,7 @@ class Checkpoint:
         None  # {"kind", "vocab", "grid"[, "sha256"]} of the one a DALLE was trained with
     )
     tokenizer: dict[str, Any] | None = None  # as `tokenizers.load.describe`
-    training: dict[str, Any] | None = None  # step, epoch, optimizer and scheduler state, where the file has them
+    training: dict[str, Any] | None = None  # step, epoch, and Adam's "moments" by parameter
 
     @property
     def num_parameters(self) -> int:

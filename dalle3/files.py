@@ -38,7 +38,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path} exists already; name another folder or remove it first")
-    partial = path.with_name(f"{path.name}.partial")
+    partial = partial_folder(path)
     with _reported(path):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -47,6 +47,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_folder(path: Path) -> Path:
+    """The temporary folder that `whole_folder` yields."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def sha256(path: Path) -> str:

@@ -66,6 +66,14 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("WORLD_SIZE") or 1), int(os.environ.get("LOCAL_RANK") or 0)
 
 
+def stand_alone() -> bool:
+    """Whether no launcher started this process; if so, notes it where DeepSpeed looks, in the environment."""
+    alone = "RANK" not in os.environ
+    if alone:
+        os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+    return alone
+
+
 def home() -> Path:
     """Where models made or fetched on this machine live: `$DALLE3_HOME`, else `~/.cache/dalle3`."""
     return Path(os.environ.get("DALLE3_HOME") or Path.home() / ".cache" / "dalle3")

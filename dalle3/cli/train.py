@@ -29,14 +29,13 @@ from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, Upsampler, Up
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle3.models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from dalle3.models.vqgan import VQGAN, GumbelVQ, GumbelVQConfig, VQGANConfig
-from dalle3.runtime import DTYPES, launched, pick_device
 from dalle3.tokenizers.base import Tokenizer
 from dalle3.tokenizers.huggingface import train_bpe
 from dalle3.tokenizers.load import describe, load_tokenizer
+from dalle3.train.launch import LaunchConfig, local_device, meet
 from dalle3.train.loop import LoopConfig, train
 from dalle3.train.optim import OptimConfig
-from dalle3.train.parallel import DataParallel, SingleDevice
-from dalle3.train.run import RunFolder
+from dalle3.train.run import Beginning, RunFolder
 from dalle3.train.seeds import seeded
 from dalle3.train.task import Task
 from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
@@ -53,6 +52,8 @@ HELP = "train a model on your own pictures"
 CAPTIONS_FOR_BPE = 100_000
 
 T = TypeVar("T")
+Log = Callable[[dict[str, Any]], None]
+Tracker = Callable[[dict[str, Any], Path], Log]  # from config.json and the folder to what takes rows of metrics
 Made = tuple[Task, Stream, dict[str, Any]]  # the task, its data, and what config.json says of them
 
 
@@ -111,17 +112,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains and returns 0, also where a signal ended it early."""
     loop, place = from_args(LoopConfig, args), from_args(RunConfig, args)
-    device = _device(loop.device)
-    task, stream, described = MODELS[args.model][2](args, place, device, loop.seed)
+    made = MODELS[args.model][2](args, place, local_device(loop.device), loop.seed)
+    return carry_out(args.model, made, place=place, loop=loop, optim=from_args(OptimConfig, args), args=args)
+
+
+def carry_out(
+    name: str,
+    made: Made,
+    *,
+    place: RunConfig,
+    loop: LoopConfig,
+    optim: OptimConfig,
+    args: argparse.Namespace,
+    beginning: Beginning | None = None,
+    tracker: Tracker | None = None,
+) -> int:
+    """Trains the task `name` in as many processes as the flags of `LaunchConfig` and the launcher say; returns 0."""
+    task, stream, described = made
     folder = RunFolder(place.out)
-    parallel = _parallel(device, DTYPES[loop.dtype])
-    start = folder.begin(
-        {"task": args.model, "seed": loop.seed, **described, "loop": to_dict(loop), "run": to_dict(place)},
-        resume=place.resume,
-    )
-    outcome = train(task, stream, loop, from_args(OptimConfig, args), run=folder, start=start, parallel=parallel)
+    config = {"task": name, "seed": loop.seed, **described, "loop": to_dict(loop), "run": to_dict(place)}
+    parallel = meet(from_args(LaunchConfig, args), loop, optim, device=local_device(loop.device))
+    start = parallel.first(lambda: folder.begin(config, resume=place.resume))
+    if tracker is not None and parallel.rank == 0:
+        folder.also_log = tracker(config, place.out)
+    outcome = train(task, stream, loop, optim, run=folder, start=start or beginning, parallel=parallel)
     done = "done" if outcome.finished else "stopped early; --resume auto continues"
-    note(f"{done}: {outcome.checkpoint} holds the model after {outcome.step} steps")
+    if parallel.rank == 0:
+        note(f"{done}: {outcome.checkpoint} holds the model after {outcome.step} steps")
+    parallel.finish()
     return 0
 
 
@@ -149,7 +167,7 @@ def make_gumbel_vq(args: argparse.Namespace, place: RunConfig, device: torch.dev
 def make_clip(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
     source = open_pictures(place.image_text_folder, columns=place.wds)
-    words = _words(from_args(WordsConfig, args), source)
+    words = read_or_train_words(from_args(WordsConfig, args), source)
     # captions end at their last id, but for CLIP's own tokens, which have an end of their own
     derived = {"vocab_size": words.vocab_size, "text_end": "highest_id" if words.kind == "clip_bpe" else "last_id"}
     config = from_args(ClipConfig, args, base=derived)
@@ -161,17 +179,34 @@ def make_clip(args: argparse.Namespace, place: RunConfig, device: torch.device, 
 def make_dalle(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
     codec: Any = build(read_as(from_args(VaePath, args).vae_path, CODEC, flag="--vae_path"), device=device)
-    codes = sorted(Path(place.image_text_folder).glob("codes-*.safetensors"))
-    source: Source = CodeShards(codes) if codes else open_pictures(place.image_text_folder, columns=place.wds)
-    words = _words(from_args(WordsConfig, args), source)
+    source = open_for_dalle(place)
+    words = read_or_train_words(from_args(WordsConfig, args), source)
     derived = {"num_text_tokens": words.vocab_size, "num_image_tokens": codec.num_tokens}
     config = from_args(DalleConfig, args, base=derived)
     task = DalleTask(_fresh(Dalle, config, seed, device), codec, words, from_args(DalleTaskConfig, args))
+    return finish_dalle(task, source, from_args(CropConfig, args), seed)
+
+
+def open_for_dalle(place: RunConfig) -> Source:
+    """The captioned pictures, or the codes of pictures, that a DALLE learns from."""
+    codes = sorted(Path(place.image_text_folder).glob("codes-*.safetensors"))
+    return CodeShards(codes) if codes else open_pictures(place.image_text_folder, columns=place.wds)
+
+
+def finish_dalle(task: DalleTask, source: Source, crop: CropConfig, seed: int) -> Made:
+    """The task with its data and what config.json says of them.
+
+    Raises:
+        ConfigError: codes of another image tokenizer.
+    """
+    config = task.model.config
+    cut: Any = keep
     if isinstance(source, CodeShards):
         task.check_codes_of(source.codec)
-    cut: Any = keep if codes else Crop(config.image_grid * codec.factor, from_args(CropConfig, args))
+    else:
+        cut = Crop(config.image_grid * task.codec.factor, crop)
     stream = Stream(source, cut, seed=seed)
-    return task, stream, {"model": to_dict(config), "tokenizer": describe(words)}
+    return task, stream, {"model": to_dict(config), "tokenizer": describe(task.tokenizer)}
 
 
 def make_diffusion(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
@@ -193,7 +228,13 @@ def make_upsampler(args: argparse.Namespace, place: RunConfig, device: torch.dev
     return UpsamplerTask(model, from_args(DenoisingConfig, args), held_out=held_out), stream, _described(config)
 
 
-SHARED = {"data and run": RunConfig, "loop": LoopConfig, "optimizer": OptimConfig, "pictures": CropConfig}
+SHARED = {
+    "data and run": RunConfig,
+    "loop": LoopConfig,
+    "optimizer": OptimConfig,
+    "pictures": CropConfig,
+    "processes": LaunchConfig,
+}
 ADVERSARY = {"discriminator": DiscriminatorConfig}
 DENOISER = {"model": UNetConfig, "process": ProcessConfig, "previews": HeldOut}
 MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
@@ -271,7 +312,8 @@ def _pictures(
     return Stream(source, Crop(size, crop), seed=seed), shown.content
 
 
-def _words(config: WordsConfig, source: Source) -> Tokenizer:
+def read_or_train_words(config: WordsConfig, source: Source) -> Tokenizer:
+    """The text tokenizer that the flags name, or one learnt from the captions."""
     if config.train_bpe is None:
         return load_tokenizer(config.bpe_path, hug=config.hug, chinese=config.chinese)
     if config.bpe_path or config.hug or config.chinese:
@@ -283,13 +325,3 @@ def _captions(source: Source) -> Iterator[str]:
     for index in range(0, len(source), max(1, len(source) // CAPTIONS_FOR_BPE)):
         with contextlib.suppress(BrokenSampleError):  # named when training comes to it
             yield from source.load(index).captions
-
-
-def _parallel(device: torch.device, dtype: torch.dtype) -> SingleDevice:
-    return DataParallel(device, dtype=dtype) if launched()[0] > 1 else SingleDevice(device, dtype=dtype)
-
-
-def _device(name: str) -> torch.device:
-    """The device of the flag; of several processes on one machine each has its own GPU."""
-    device = pick_device(name)
-    return torch.device("cuda", launched()[1]) if device.type == "cuda" and launched()[0] > 1 else device

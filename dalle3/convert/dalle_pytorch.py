@@ -46,6 +46,7 @@ _ENDS = {
     "to_logits.1.bias": "to_logits.bias",
 }
 _AXIAL = {"0": "image_pos.rows", "1": "image_pos.cols"}
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _RECOMPUTED = ("transformer.pos_emb", "logits_mask")
 
 
@@ -74,6 +75,35 @@ def dalle_from_dalle_pytorch(
     config = _config(weights, state, hparams, version)
     _add_missing_scales(state, config)
     return config, state, dropped
+
+
+def adam_moments(
+    weights: Mapping[str, Tensor], opt_state: Any, state: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]] | None:
+    """What Adam remembers of each parameter, {"step", "exp_avg", "exp_avg_sq"} under our names; None if unclear.
+
+    dalle-pytorch numbers parameters in the order of its modules, which is that of its state dict without the tables and
+    the image tokenizer. Each shape must be the parameter's.
+
+    Args:
+        weights: as in `dalle_from_dalle_pytorch`.
+        opt_state: the state dict of its optimizer.
+        state: our state dict of the same weights.
+    """
+    numbered = opt_state.get("state") if isinstance(opt_state, dict) else None
+    keys = [key for key in weights if not key.startswith("vae.") and not _why_dropped(key)]
+    if not isinstance(numbered, dict) or sorted(numbered) != list(range(len(keys))):
+        return None
+    moments = {}
+    for number, key in enumerate(keys):
+        found = numbered[number]
+        if not all(name in found for name in _MOMENTS) or found["exp_avg"].shape != weights[key].shape:
+            return None
+        moments[_our_name(key)] = {
+            "step": torch.as_tensor(found["step"], dtype=torch.float32),
+            **{name: found[name].reshape(state[_our_name(key)].shape) for name in ("exp_avg", "exp_avg_sq")},
+        }
+    return moments
 
 
 def _why_dropped(key: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dalle3.checkpoint import Checkpoint
-from dalle3.convert.dalle_pytorch import dalle_from_dalle_pytorch
+from dalle3.convert.dalle_pytorch import adam_moments, dalle_from_dalle_pytorch
 from dalle3.convert.dalle_pytorch_vae import VAE, codec_kind, codec_of
 from dalle3.convert.keys import dropped, tensors, without_wrapper
 from dalle3.errors import CheckpointError
@@ -13,7 +13,7 @@ from dalle3.models.dalle import DalleConfig
 
 _READ = ("hparams", "vae_params", "weights", "version", "vae_class_name", "epoch")
 _REASONS = {
-    "opt_state": "the optimizer's moments are in the order of the original's parameters",
+    "opt_state": "the optimizer's moments, with which only `train_dalle.py --dalle_path` can continue",
     "scheduler_state": "of a run of the original",
 }
 
@@ -38,7 +38,9 @@ def dalle_checkpoint(raw: dict[str, Any]) -> Checkpoint:
     )
     codec = codec_of({**raw, "weights": weights})
     of_codec = tuple(f"{VAE}model.{line}" for line in codec.dropped) if codec else ()
+    moments = adam_moments(weights, raw.get("opt_state"), state)
     of_file = dropped([key for key in raw if key not in _READ], _REASONS)
+    training = {"epoch": raw["epoch"]} if isinstance(raw.get("epoch"), int) else {}
     return Checkpoint(
         kind="dalle",
         config=config,
@@ -46,7 +48,7 @@ def dalle_checkpoint(raw: dict[str, Any]) -> Checkpoint:
         dropped=(*(f"{key}: {reason}" for key, reason in left_out.items()), *of_codec, *of_file),
         codec=codec,
         codec_info=_codec_info(config, codec_kind(raw, codec)),
-        training={"epoch": raw["epoch"]} if isinstance(raw.get("epoch"), int) else None,
+        training={**training, **({"moments": moments} if moments else {})} or None,
     )
 
 

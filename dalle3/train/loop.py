@@ -20,15 +20,16 @@ from dalle3.checkpoint import WEIGHTS, read_safetensors, write_checkpoint
 from dalle3.config import option
 from dalle3.data.loader import Batch, Stream, batches, collate
 from dalle3.errors import ConfigError, TrainingError
-from dalle3.files import whole_folder
+from dalle3.files import partial_folder, whole_folder
 from dalle3.log import note, warn
 from dalle3.runtime import generator
 from dalle3.train.optim import Average, OptimConfig, learning_rate, make_optimizer
 from dalle3.train.parallel import Parallel
-from dalle3.train.run import Position, RunFolder, read_position, write_position
+from dalle3.train.run import Beginning, Position, RunFolder, read_position, write_position
 from dalle3.train.seeds import seeded
 from dalle3.train.task import Task, grid
 
+MIN_PLATEAU_RATE = 1e-6
 RAW = "weights.safetensors"
 BESIDE = "beside.safetensors"  # what trains beside the model: a discriminator, a history of losses
 
@@ -80,10 +81,10 @@ def train(
     optim: OptimConfig,
     *,
     run: RunFolder,
-    start: Path | None,
+    start: Path | Beginning | None,
     parallel: Parallel,
 ) -> Outcome:
-    """Trains from the checkpoint `start`, or from the beginning, and returns how it ended.
+    """Trains from `start`, a checkpoint or another program's run, or anew, and returns how it ended.
 
     SIGTERM and Ctrl-C end it after the step it is in; what it has is saved then, as at the end.
 
@@ -92,21 +93,39 @@ def train(
         DataError: the data cannot be read on.
         OutputError: a file cannot be written.
     """
-    trainer = _Trainer(task, stream, loop, optim, run=run, parallel=parallel)
-    trainer.resume(start)
-    with interruptible() as stop:
-        for batch in trainer.batches():
-            if trainer.finished or parallel.any(stop.is_set()):
-                break
-            trainer.step(batch)
-        trainer.save()
+    with lost_processes(run, parallel):
+        trainer = _Trainer(task, stream, loop, optim, run=run, parallel=parallel, start=start)
+        with interruptible(speaks=parallel.rank == 0) as stop:
+            for batch in trainer.batches():
+                if trainer.finished or parallel.any(stop.is_set()):
+                    break
+                trainer.step(batch)
+            trainer.save()
     return Outcome(
         checkpoint=run.checkpoint(trainer.position.step), step=trainer.position.step, finished=trainer.finished
     )
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
+def lost_processes(run: RunFolder, parallel: Parallel) -> Iterator[None]:
+    """Turns the failed exchange with a process that is no more into one line.
+
+    Raises:
+        TrainingError: which checkpoint to continue from.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises nothing more exact
+        ours = isinstance(error, TrainingError) or parallel.world == 1
+        if ours or not any(sign in str(error) for sign in ("gloo", "NCCL", "onnection")):
+            raise
+        kept = run.checkpoints()
+        where = f"the last checkpoint is {kept[-1]}; --resume auto continues there" if kept else "nothing is saved yet"
+        raise TrainingError(f"process {parallel.rank} of {parallel.world}: another process ended; {where}") from None
+
+
+@contextlib.contextmanager
+def interruptible(*, speaks: bool = True) -> Iterator[threading.Event]:
     """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts at once. Only the main thread can catch them."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -116,7 +135,8 @@ def interruptible() -> Iterator[threading.Event]:
     def ask(number: int, _frame: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        note("stopping after this step and saving (Ctrl-C again to stop at once)")
+        if speaks:
+            note("stopping after this step and saving (Ctrl-C again to stop at once)")
         stop.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -137,13 +157,17 @@ class _Trainer:
         *,
         run: RunFolder,
         parallel: Parallel,
+        start: Path | Beginning | None,
     ) -> None:
         self.task, self.stream, self.loop, self.optim = task, stream, loop, optim
         self.run, self.parallel = run, parallel
         self.steps = loop.total_steps(len(stream.source), parallel.world)
-        self.position = Position()
+        self.position, self.skipped = Position(), 0
         self.average = Average(task.model, optim.ema_decay) if optim.ema_decay else None
+        if isinstance(start, Path):
+            self._load_weights(start)
         parallel.wrap(task.objective, make_optimizer(task.objective, optim))
+        self._resume(start)
         self.clock = _Clock()
 
     @property
@@ -167,17 +191,32 @@ class _Trainer:
         """One optimizer step, and what is due after it."""
         self.task.objective.train()
         metrics = self._accumulate(micro_batches)
-        rate = learning_rate(self.position.step, self.steps, self.optim)
+        rate = self._learning_rate()
         norm = self.parallel.step(learning_rate=rate, clip=self.optim.clip_grad_norm)
         self.position.step += 1
-        self.position.consumed += self.loop.batch_size * self.loop.ga_steps * self.parallel.world
+        self._consume(metrics["loss"])
         if not (math.isfinite(norm) and math.isfinite(metrics["loss"])):
             raise TrainingError(self._diverged(metrics["loss"], norm))
         if self.average is not None:
-            self.average.update(self.task.model, self.position.step)
+            self.average.update(self._weights(), self.position.step)
         self._report({**metrics, "grad_norm": norm, "learning_rate": rate})
         if self.position.step % self.loop.save_every_n_steps == 0:
             self.save()
+
+    def _learning_rate(self) -> float:
+        rate = learning_rate(self.position.step, self.steps, self.optim) * self.position.plateau.factor
+        return rate if self.position.plateau.factor == 1 else max(rate, MIN_PLATEAU_RATE)
+
+    def _consume(self, loss: float) -> None:
+        """Moves on in the data; at the end of an epoch, the learning rate may have to follow its loss."""
+        before, plateau = self.position.consumed, self.position.plateau
+        self.position.consumed += self.loop.batch_size * self.loop.ga_steps * self.parallel.world
+        if self.optim.lr_schedule != "plateau":
+            return
+        plateau.add(loss)
+        length = len(self.stream.source)
+        if before // length != self.position.consumed // length:
+            plateau.end_epoch(self.parallel.mean({"loss": plateau.total / plateau.count})["loss"])
 
     def _accumulate(self, micro_batches: list[Batch]) -> dict[str, float]:
         totals: dict[str, float] = {}
@@ -205,7 +244,8 @@ class _Trainer:
             metrics = self.parallel.mean(metrics)
             if self.parallel.rank == 0:
                 self._log({"step": step, **metrics, **self.clock.read(self.position, self.steps)})
-        if every and (step % every == 0 or self.finished) and self.parallel.rank == 0:
+        due = every and (step % every == 0 or self.finished)
+        if due and self.parallel.rank == 0 and not self.parallel.splits_weights:
             self._preview()
 
     def _log(self, row: dict[str, Any]) -> None:
@@ -239,35 +279,36 @@ class _Trainer:
 
     def save(self) -> None:
         """Writes the checkpoint of this step, unless there is one, and removes those past their time."""
-        folder = self.run.checkpoint(self.position.step)
-        if not folder.exists():
-            if self.parallel.rank == 0:
-                with whole_folder(folder) as partial:
-                    self._write(partial)
+        folder, first = self.run.checkpoint(self.position.step), self.parallel.rank == 0
+        if self.parallel.any(first and not folder.exists()):
+            self._count_skipped()
+            with whole_folder(folder) if first else contextlib.nullcontext(partial_folder(folder)) as partial:
+                self._write(partial)
+                self.parallel.barrier()  # all have written before the folder gets its name
             self.parallel.barrier()
-        if self.parallel.rank == 0:
+        if first:
             self.run.prune(self.loop.keep_n_checkpoints)
 
     def _write(self, folder: Path) -> None:
-        raw = self.task.model.state_dict()
-        checkpoint = self.task.checkpoint(raw if self.average is None else self.average.state)
-        checkpoint.training = {"step": self.position.step, "seed": self.loop.seed}
-        write_checkpoint(checkpoint, folder, tokenizer=self.task.tokenizer)
-        (folder / "train").mkdir()
-        if self.average is not None:
-            save_file({name: tensor.contiguous() for name, tensor in raw.items()}, folder / "train" / RAW)
-        if beside := tensors_beside(self.task.objective, self.task.model):
-            save_file(
-                {name: tensor.detach().contiguous() for name, tensor in beside.items()}, folder / "train" / BESIDE
-            )
+        raw = self._weights()
+        beside = self.parallel.whole(tensors_beside(self.task.objective, self.task.model))
+        if self.parallel.rank == 0:
+            checkpoint = self.task.checkpoint(raw if self.average is None else self.average.state)
+            checkpoint.training = {"step": self.position.step, "seed": self.loop.seed}
+            write_checkpoint(checkpoint, folder, tokenizer=self.task.tokenizer)
+            (folder / "train").mkdir()
+            if self.average is not None:
+                _save_tensors(raw, folder / "train" / RAW)
+            if beside:
+                _save_tensors(beside, folder / "train" / BESIDE)
+            write_position(folder, self.position)
+        self.parallel.barrier()  # the folder is there
         self.parallel.save(folder / "train")
-        write_position(folder, self.position)
 
-    def resume(self, start: Path | None) -> None:
-        """Takes up a run where a checkpoint left it."""
-        if start is None:
-            self.run.forget_after(0)
-            return
+    def _weights(self) -> dict[str, Tensor]:
+        return self.parallel.whole(self.task.model.state_dict(keep_vars=True))
+
+    def _load_weights(self, start: Path) -> None:
         raw, used = start / "train" / RAW, read_safetensors(start / WEIGHTS)
         self.task.model.load_state_dict(load_file(raw) if raw.exists() else used)
         if self.average is not None:
@@ -276,15 +317,31 @@ class _Trainer:
             stored = read_safetensors(start / "train" / BESIDE)
             for name, tensor in beside.items():
                 tensor.detach().copy_(stored[name])
-        self.parallel.load(start / "train")
-        self.position = read_position(start)
-        self.run.forget_after(self.position.step)
-        note(f"continuing from {start}: {self.position.step} of {self.steps} steps are done")
+
+    def _resume(self, start: Path | Beginning | None) -> None:
+        """Takes up a run where it was left."""
+        if isinstance(start, Path):
+            self.parallel.load(start / "train")
+            self.position = read_position(start)
+        elif start is not None:
+            self.parallel.adopt([(p, start.moments.get(name)) for name, p in self.task.model.named_parameters()])
+            self.position = start.position
+        if self.parallel.rank == 0:
+            self.run.forget_after(self.position.step)
+        if self.parallel.rank == 0 and start is not None:
+            where = f"from {start}: " if isinstance(start, Path) else ""
+            note(f"continuing {where}{self.position.step} of {self.steps} steps are done")
 
     def _name_skipped(self, batch: Batch) -> None:
         for line in batch.skipped:
             warn(f"skipped {line}")
-        self.position.skipped += len(batch.skipped)
+        self.skipped += len(batch.skipped)
+
+    def _count_skipped(self) -> None:
+        """Adds up what all processes skipped since the last checkpoint."""
+        here = self.parallel.mean({"skipped": self.skipped})["skipped"]
+        self.position.skipped += round(here * self.parallel.world)
+        self.skipped = 0
 
     def _diverged(self, loss: float, norm: float) -> str:
         kept = self.run.checkpoints()
@@ -293,6 +350,10 @@ class _Trainer:
             f"step {self.position.step}: the loss is {loss} and the gradient's norm {norm}; {where}; "
             "continue from there with a lower --learning_rate, or more --warmup_steps"
         )
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def tensors_beside(objective: nn.Module, model: nn.Module) -> dict[str, Tensor]:

@@ -23,7 +23,9 @@ class OptimConfig:
     weight_decay: float = option(0.0, help="decay of matrices; biases, norms and scales are left alone")
     betas: tuple[float, ...] = option((0.9, 0.99), help="decay rates of the averages of optimizers that keep two")
     warmup_steps: int = option(0, help="steps over which the learning rate rises from 0")
-    lr_schedule: Literal["constant", "cosine"] = option("constant", help="what the learning rate does after warm-up")
+    lr_schedule: Literal["constant", "cosine", "plateau"] = option(
+        "constant", help="what the learning rate does after warm-up; plateau: halves when epochs stop getting better"
+    )
     final_lr_ratio: float = option(0.0, help="learning rate at the end of the cosine, in parts of the highest")
     clip_grad_norm: float = option(0.5, help="largest norm of the gradient; 0 leaves it alone")
     ema_decay: float = option(
@@ -68,11 +70,40 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     """The learning rate of step `step` of `steps`, counted from 0."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.lr_schedule == "constant":
+    if config.lr_schedule != "cosine":
         return config.learning_rate
     progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
     return config.learning_rate * (config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine)
+
+
+@dataclass
+class Plateau:
+    """How far the loss of whole epochs has come: DALLE-pytorch's --lr_decay, halving after ten epochs without gain.
+
+    As torch's ReduceLROnPlateau with factor 0.5, patience 10, cooldown 10 and a relative threshold of 1e-4.
+    """
+
+    total: float = 0.0
+    count: int = 0
+    best: float | None = None
+    bad_epochs: int = 0
+    cooldown: int = 0
+    factor: float = 1.0
+
+    def add(self, loss: float) -> None:
+        """Notes the loss of a step."""
+        self.total, self.count = self.total + loss, self.count + 1
+
+    def end_epoch(self, loss: float) -> None:
+        """Judges an epoch by its mean loss."""
+        self.total, self.count = 0.0, 0
+        better = self.best is None or loss < self.best * (1 - 1e-4)
+        self.best = loss if better else self.best
+        self.bad_epochs = 0 if better or self.cooldown else self.bad_epochs + 1
+        self.cooldown = max(0, self.cooldown - 1)
+        if self.bad_epochs > 10:
+            self.factor, self.bad_epochs, self.cooldown = self.factor / 2, 0, 10
 
 
 class Average:
@@ -86,10 +117,10 @@ class Average:
         self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, weights: dict[str, Tensor], step: int) -> None:
         """Moves the average towards the weights after `step` steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, tensor in model.state_dict().items():
+        for name, tensor in weights.items():
             if tensor.is_floating_point():
                 self.state[name].lerp_(tensor, 1 - decay)
             else:

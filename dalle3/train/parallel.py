@@ -1,21 +1,29 @@
 """Where a step runs: one device, or one of several processes. The loop knows only the five verbs.
 
-wrap, backward, step, save, load: once for one device, once for DDP (DeepSpeed is to follow).
+wrap, backward, step, save, load: once for one device, once for DDP, once for DeepSpeed (`zero.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from dalle3.errors import Dalle3Error, TrainingError
+from dalle3.log import warn
 from dalle3.train.task import Metrics
 
+T = TypeVar("T")
+
+Moments = list[tuple[nn.Parameter, dict[str, Tensor] | None]]
+
 OPTIMIZER = "optimizer.pt"
+NEW_MOMENTS = "the weights continue, the optimizer's averages start anew"
 
 
 class Parallel(Protocol):
@@ -24,9 +32,10 @@ class Parallel(Protocol):
     device: torch.device
     rank: int
     world: int
+    splits_weights: bool  # whether a process holds only its share of them (ZeRO stage 3)
 
     def wrap(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Takes charge of the objective and of what changes its weights."""
+        """Takes charge of the objective, whose weights are what they shall start from, and of what changes them."""
         ...
 
     def forward(self, inputs: dict[str, Any]) -> tuple[Tensor, Metrics]:
@@ -56,16 +65,32 @@ class Parallel(Protocol):
         """Whether the flag is set in some process, so that all stop after the same step."""
         ...
 
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The numbers of parameters and buffers of the objective, put together; all processes call it."""
+        ...
+
     def save(self, folder: Path) -> None:
-        """Writes the optimizer's state; the first process calls it."""
+        """Writes the optimizer's state into a folder that all processes see; all call it."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote; says so where that cannot be used."""
+        ...
+
+    def adopt(self, moments: Moments) -> None:
+        """Gives the optimizer what another program's remembered of each parameter; says so where it cannot."""
+        ...
+
+    def first(self, action: Callable[[], T]) -> T:
+        """What `action` returns in the first process, which alone does it, or its error: in every process."""
         ...
 
     def barrier(self) -> None:
         """Waits for all processes."""
+        ...
+
+    def finish(self) -> None:
+        """Takes leave of the other processes, after a run that ended well."""
         ...
 
 
@@ -77,6 +102,7 @@ class SingleDevice:
     """
 
     rank, world = 0, 1
+    splits_weights = False
 
     def __init__(self, device: torch.device, *, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype = device, dtype
@@ -119,36 +145,55 @@ class SingleDevice:
         """The flag as it is."""
         return flag
 
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The numbers of parameters and buffers, which are not divided here."""
+        return {name: tensor.detach() for name, tensor in tensors.items()}
+
     def save(self, folder: Path) -> None:
         """Writes the optimizer's state."""
-        torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)
+        if self.rank == 0:
+            torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)
 
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote."""
-        self.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location=self.device, weights_only=True))
+        path = folder / OPTIMIZER
+        if path.is_file():
+            self.optimizer.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+        elif self.rank == 0:
+            warn(f"{folder} holds no optimizer state of one device, as under DeepSpeed: {NEW_MOMENTS}")
+
+    def adopt(self, moments: Moments) -> None:
+        """Gives the optimizer what another's Adam remembered of each parameter, where it is an Adam too."""
+        if not isinstance(self.optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+            warn(f"{type(self.optimizer).__name__} has no use for what Adam remembers: {NEW_MOMENTS}")
+            return
+        known = {id(parameter): remembered for parameter, remembered in moments}
+        blank = self.optimizer.state_dict()
+        state = {number: known.get(id(parameter)) for number, parameter in enumerate(self.trained)}
+        given = {number: remembered for number, remembered in state.items() if remembered}
+        self.optimizer.load_state_dict({**blank, "state": given})
+
+    def first(self, action: Callable[[], T]) -> T:
+        """What `action` returns."""
+        return action()
 
     def barrier(self) -> None:
         """Does not wait: there is nobody to wait for."""
 
+    def finish(self) -> None:
+        """Has nobody to take leave of."""
 
-class DataParallel(SingleDevice):
-    """One of several processes that each hold the whole model (torchrun sets up their meeting)."""
+
+class Processes(SingleDevice):
+    """One of several processes that each have a device (torchrun or deepspeed sets up their meeting)."""
 
     def __init__(self, device: torch.device, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(device, dtype=dtype)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-    def wrap(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Takes charge of the objective and of what changes its weights."""
-        super().wrap(objective, optimizer)
-        self.objective = nn.parallel.DistributedDataParallel(objective)
-
-    def accumulating(self) -> AbstractContextManager[Any]:
-        """A block whose gradients are only added up, not yet exchanged."""
-        assert isinstance(self.objective, nn.parallel.DistributedDataParallel)
-        return self.objective.no_sync()
 
     def mean(self, metrics: dict[str, float]) -> dict[str, float]:
         """The metrics averaged over all processes."""
@@ -162,6 +207,41 @@ class DataParallel(SingleDevice):
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         return bool(flags)
 
+    def first(self, action: Callable[[], T]) -> T:
+        """What `action` returns in the first process, which alone does it; its mistake is raised in every process."""
+        told: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                told[0] = action()
+            except Dalle3Error as error:
+                told[1] = error
+        torch.distributed.broadcast_object_list(told, device=self.device)
+        if told[1] is not None:
+            raise told[1] if self.rank == 0 else TrainingError(f"process {self.rank}: the first process gave up")
+        return told[0]
+
     def barrier(self) -> None:
         """Waits for all processes."""
         torch.distributed.barrier()
+
+    def finish(self) -> None:
+        """Takes leave of the other processes."""
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+class DataParallel(Processes):
+    """One of several processes that each hold the whole model: DDP."""
+
+    def wrap(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Takes charge of the objective and of what changes its weights."""
+        super().wrap(objective, optimizer)
+        # some objectives leave parts of their model alone; no model here has buffers that training changes
+        self.objective = nn.parallel.DistributedDataParallel(
+            objective, find_unused_parameters=True, broadcast_buffers=False
+        )
+
+    def accumulating(self) -> AbstractContextManager[Any]:
+        """A block whose gradients are only added up, not yet exchanged."""
+        assert isinstance(self.objective, nn.parallel.DistributedDataParallel)
+        return self.objective.no_sync()

@@ -10,14 +10,17 @@ import dataclasses
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from dalle3.errors import ConfigError, TrainingError
 from dalle3.files import whole_file
+from dalle3.train.optim import Plateau
 
 STEP = re.compile(r"step-(\d{8})")
 FIXED = ("task", "model", "seed", "tokenizer", "codec")  # what a continued run may not change
@@ -30,6 +33,15 @@ class Position:
     step: int = 0
     consumed: int = 0
     skipped: int = 0
+    plateau: Plateau = field(default_factory=Plateau)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """Where a run takes over from another program's: its position, and what Adam remembers of each parameter."""
+
+    position: Position
+    moments: dict[str, dict[str, Tensor]]
 
 
 class RunFolder:
@@ -38,6 +50,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._metrics = path / "metrics.jsonl"
+        self.also_log: Callable[[dict[str, Any]], None] | None = None  # a tracker
 
     def begin(self, config: dict[str, Any], *, resume: str) -> Path | None:
         """The checkpoint to continue from, None for a new run; writes config.json.
@@ -75,6 +88,8 @@ class RunFolder:
         """Adds one line to metrics.jsonl."""
         with self._metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        if self.also_log is not None:
+            self.also_log(row)
 
     def forget_after(self, step: int) -> None:
         """Drops the metrics of steps that a continued run makes again."""
@@ -113,7 +128,8 @@ class RunFolder:
 
 def read_position(checkpoint: Path) -> Position:
     """Where the run stood when it wrote a checkpoint."""
-    return Position(**json.loads((checkpoint / "train" / "position.json").read_text()))
+    stored = json.loads((checkpoint / "train" / "position.json").read_text())
+    return Position(**{**stored, "plateau": Plateau(**stored.get("plateau", {}))})
 
 
 def write_position(checkpoint: Path, position: Position) -> None:

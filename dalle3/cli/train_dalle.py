@@ -1,0 +1,245 @@
+"""`python train_dalle.py`: trains a DALLE by the flags of the train_dalle.py of DALL-3 and DALLE-pytorch.
+
+The same run as `dalle3 train dalle`, whose flags it takes too. What the originals leave off by default is off here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dalle3.assemble import Parts, check_codec, check_tokenizer, downloaded_codec, read_codec, read_words
+from dalle3.checkpoint import Checkpoint, build, describe_codec
+from dalle3.cli.train import Made, RunConfig, WordsConfig, carry_out, finish_dalle, open_for_dalle, read_or_train_words
+from dalle3.config import add_arguments as add_flags
+from dalle3.config import from_args, option, to_dict
+from dalle3.convert.roles import CODEC, DALLE, read_as
+from dalle3.data.loader import collate
+from dalle3.data.transforms import CropConfig
+from dalle3.errors import ConfigError
+from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.models.image_tokenizer import ImageTokenizer
+from dalle3.runtime import generator, launched
+from dalle3.tokenizers.base import Tokenizer
+from dalle3.train.launch import LaunchConfig, local_device
+from dalle3.train.loop import LoopConfig
+from dalle3.train.optim import OptimConfig
+from dalle3.train.run import Beginning, Position
+from dalle3.train.seeds import seeded
+from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
+from dalle3.train.trackers import wandb_log
+
+WANDB_PROJECT = "dalle_train_transformer"
+HELP = "train a DALLE by the flags of DALLE-pytorch's train_dalle.py"
+DEFAULTS: dict[type, dict[str, Any]] = {
+    DalleConfig: {"shift_tokens": False, "rotary_emb": False},
+    DalleTaskConfig: {"caption_dropout": 0.0},
+    OptimConfig: {"optimizer": "Adam", "betas": [0.9, 0.999]},
+    LoopConfig: {"sample_every_n_steps": 100},
+}
+MAY_CHANGE = ("attn_dropout", "ff_dropout", "loss_img_weight")  # of a model that is trained on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which pictures, and where the run is kept."""
+
+    image_text_folder: str = option(help="a folder of pictures with .txt beside them, a .jsonl, tars, or codes")
+    wds: str = option("", help="of tars: the suffixes of picture and caption, as in --wds img,cap")
+    dalle_output_file_name: Path = option(Path("dalle"), help="folder of the run: checkpoints, metrics, samples")
+    resume: str = option("never", help="auto continues the run in that folder where there is one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """The model to begin with, and the tokenizers."""
+
+    vae_path: Path | None = option(None, help="the image tokenizer of a new DALLE: a vae.pt, a folder, a .ckpt")
+    dalle_path: Path | None = option(None, help="a DALLE to train on: a dalle.pt, a DeepSpeed folder, one of ours")
+    taming: bool = option(False, help="the image tokenizer is one of taming's")
+    vqgan_model_path: Path | None = option(None, help="its .ckpt")
+    vqgan_config_path: Path | None = option(None, help="its .yaml")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where two flags exclude each other."""
+        if self.vae_path and self.dalle_path:
+            raise ConfigError("--vae_path begins a DALLE and --dalle_path continues one; leave one out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldFlags:
+    """What the originals call by other names."""
+
+    fp16: bool = option(False, help="the same as --dtype bfloat16, which needs no loss scaling")
+    amp: bool = option(False, help="the same as --dtype bfloat16")
+    lr_decay: bool = option(False, help="the same as --lr_schedule plateau")
+    flops_profiler: bool = option(False, help="print the operations of one step, and end")
+    distributed_backend: Literal["", "deepspeed", "dummy", "horovod"] = option("", help="deepspeed: as --deepspeed")
+    wandb_name: str = option("", help="log to Weights & Biases under this project")
+    wandb_entity: str = option("", help="team or user there")
+
+
+GROUPS = {
+    "data and run": Place,
+    "model": StartConfig,
+    "text": WordsConfig,
+    "old names": OldFlags,
+    "loop": LoopConfig,
+    "optimizer": OptimConfig,
+    "pictures": CropConfig,
+    "captions": DalleTaskConfig,
+    "new model": DalleConfig,
+    "processes": LaunchConfig,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Gives `parser` the flags."""
+    for title, config in GROUPS.items():
+        add_flags(parser, config, title=title)
+    parser.add_argument("--distr_backend", dest="distributed_backend", default=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and returns 0, also where a signal ended it early."""
+    _translate(args)
+    start, place, old = from_args(StartConfig, args), _place(args), from_args(OldFlags, args)
+    loop = from_args(LoopConfig, args, base=DEFAULTS[LoopConfig])
+    optim = from_args(OptimConfig, args, base=DEFAULTS[OptimConfig])
+    make = _new if start.dalle_path is None else _further
+    made, beginning = make(args, start, place, loop, device=local_device(loop.device))
+    if old.flops_profiler:
+        return _profile(made, loop)
+    tracker = None
+    if old.wandb_name or old.wandb_entity:
+        tracker = partial(_open_wandb, old)
+    return carry_out(
+        "dalle", made, place=place, loop=loop, optim=optim, args=args, beginning=beginning, tracker=tracker
+    )
+
+
+def _translate(args: argparse.Namespace) -> None:
+    """Gives the old flags their new names."""
+    old = from_args(OldFlags, args)
+    if old.distributed_backend == "horovod":
+        raise ConfigError("--distributed_backend horovod is not supported; start several processes with torchrun")
+    if old.distributed_backend == "deepspeed":
+        args.deepspeed = True
+    if old.fp16 or old.amp:
+        args.dtype = "bfloat16"
+    if old.lr_decay:
+        args.lr_schedule = "plateau"
+
+
+def _place(args: argparse.Namespace) -> RunConfig:
+    """Place under the names of `dalle3 train`; a checkpoint of a run of ours, as --dalle_path, is continued."""
+    place, path = from_args(Place, args), from_args(StartConfig, args).dalle_path
+    resume = place.resume
+    if resume == "never" and path is not None and (path / "train").is_dir():
+        resume = str(path)
+    return RunConfig(
+        image_text_folder=place.image_text_folder, wds=place.wds, out=place.dalle_output_file_name, resume=resume
+    )
+
+
+def _new(
+    args: argparse.Namespace, start: StartConfig, place: RunConfig, loop: LoopConfig, *, device: torch.device
+) -> tuple[Made, None]:
+    """A task with a fresh DALLE."""
+    codec, source = _codec_of_new(start), open_for_dalle(place)
+    words = read_or_train_words(from_args(WordsConfig, args), source)
+    derived = {
+        "num_text_tokens": words.vocab_size,
+        "num_image_tokens": codec.config.num_tokens,
+        "image_grid": describe_codec(codec)["grid"],
+    }
+    config = from_args(DalleConfig, args, base={**DEFAULTS[DalleConfig], **derived})
+    with seeded(loop.seed, "weights"):
+        dalle = Dalle(config).to(device)
+    task = _task(args, dalle, codec, words)
+    return finish_dalle(task, source, from_args(CropConfig, args), loop.seed), None
+
+
+def _further(
+    args: argparse.Namespace, start: StartConfig, place: RunConfig, loop: LoopConfig, *, device: torch.device
+) -> tuple[Made, Beginning]:
+    """A task with the DALLE of a file, and where its training stood."""
+    assert start.dalle_path is not None
+    checkpoint = read_as(start.dalle_path, DALLE, flag="--dalle_path")
+    checkpoint.config = _same_model(checkpoint.config, args, start.dalle_path)
+    codec, codec_path = read_codec(_parts(args), checkpoint, start.dalle_path)
+    check_codec(checkpoint, codec, dalle_path=start.dalle_path, codec_path=codec_path)
+    words = read_words(_parts(args), checkpoint, start.dalle_path)
+    check_tokenizer(checkpoint.config, words, dalle_path=start.dalle_path)
+    dalle = build(checkpoint, device=device, dtype=torch.float32).requires_grad_(True)
+    assert isinstance(dalle, Dalle)
+    source = open_for_dalle(place)
+    made = finish_dalle(_task(args, dalle, codec, words), source, from_args(CropConfig, args), loop.seed)
+    return made, _stand(checkpoint, len(source), loop)
+
+
+def _parts(args: argparse.Namespace) -> Parts:
+    """The flags that name files, for who reads them."""
+    start, words = from_args(StartConfig, args), from_args(WordsConfig, args)
+    named = {**vars(start), **vars(words)}
+    return Parts(**{field.name: named[field.name] for field in dataclasses.fields(Parts) if field.name in named})
+
+
+def _task(args: argparse.Namespace, dalle: Dalle, codec: Checkpoint, words: Tokenizer) -> DalleTask:
+    device = next(dalle.parameters()).device
+    built = cast(ImageTokenizer, build(codec, device=device, dtype=torch.float32))
+    return DalleTask(dalle, built, words, from_args(DalleTaskConfig, args, base=DEFAULTS[DalleTaskConfig]))
+
+
+def _codec_of_new(start: StartConfig) -> Checkpoint:
+    """The image tokenizer of a new DALLE: the one named, else the one DALLE-pytorch downloaded."""
+    path, config_path = start.vae_path or start.vqgan_model_path, start.vqgan_config_path
+    if path is None:
+        path, config_path = downloaded_codec(start.taming, asking="a new DALLE needs an image tokenizer")
+    return read_as(path, CODEC, flag="--vae_path", config_path=config_path)
+
+
+def _same_model(config: DalleConfig, args: argparse.Namespace, path: Path) -> DalleConfig:
+    """The configuration of the file, with those flags that a model may be trained on with.
+
+    Raises:
+        ConfigError: a flag says another model.
+    """
+    given = from_args(DalleConfig, args, base=to_dict(config))
+    for field in dataclasses.fields(config):
+        before, now = getattr(config, field.name), getattr(given, field.name)
+        if before != now and field.name not in MAY_CHANGE:
+            raise ConfigError(f"{path} has {field.name} {before}, and --{field.name} says {now}; leave the flag out")
+    return given
+
+
+def _stand(checkpoint: Checkpoint, num_samples: int, loop: LoopConfig) -> Beginning:
+    """Where the training of another program stood, from the epochs it counted."""
+    training = checkpoint.training or {}
+    consumed = int(training.get("epoch", 0)) * num_samples
+    step = consumed // (loop.batch_size * loop.ga_steps * launched()[0])
+    return Beginning(position=Position(step=step, consumed=consumed), moments=training.get("moments", {}))
+
+
+def _open_wandb(old: OldFlags, config: dict[str, Any], folder: Path) -> Callable[[dict[str, Any]], None]:
+    return wandb_log(old.wandb_name or WANDB_PROJECT, old.wandb_entity, config=config, folder=folder)
+
+
+def _profile(made: Made, loop: LoopConfig) -> int:
+    """Prints the floating-point operations of one forward and backward pass, part by part, and returns 0."""
+    task, stream, _ = made
+    batch = collate([stream[position] for position in range(loop.batch_size)])
+    with torch.no_grad():
+        inputs = task.prepare(batch, step=0, rng=generator(loop.seed, "prepare", 0))
+    with FlopCounterMode(depth=5, display=True):
+        loss, _ = task.objective(**inputs)
+        loss.backward()
+    return 0

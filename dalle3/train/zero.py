@@ -1,0 +1,201 @@
+"""DeepSpeed: the optimizer's state, the gradients and the weights divided among processes (ZeRO, arXiv:1910.02054)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dalle3.errors import ConfigError, DependencyError
+from dalle3.log import warn
+from dalle3.runtime import stand_alone
+from dalle3.train.parallel import NEW_MOMENTS, Moments, Processes
+from dalle3.train.task import Metrics
+
+SHARDS, MANIFEST = "shards", "deepspeed.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroConfig:
+    """What DeepSpeed is asked for; a file of its own settings goes before all of it.
+
+    Attributes:
+        stage: 0 divides nothing, 1 the optimizer's state, 2 gradients too, 3 weights too.
+        offload: keep the optimizer's state in the memory of the CPU.
+    """
+
+    stage: int = 0
+    offload: bool = False
+    file: Path | None = None
+
+    def settings(self, *, batch_size: int, ga_steps: int, clip: float, dtype: torch.dtype) -> dict[str, Any]:
+        """DeepSpeed's configuration as a JSON object.
+
+        Matrix products below float32 are autocast, as on one device: weights stay float32.
+
+        Raises:
+            ConfigError: the file cannot be read, or contradicts the batch of the run.
+        """
+        zero: dict[str, Any] = {"stage": self.stage}
+        if self.offload:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        ours = {
+            "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_accumulation_steps": ga_steps,
+            "gradient_clipping": clip,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # its own Adam for CPUs would have to be compiled first
+            "torch_autocast": {"enabled": dtype != torch.float32, "dtype": str(dtype).removeprefix("torch.")},
+            "steps_per_print": 10**9,
+        }
+        return {**ours, **_read(self.file, ours)} if self.file else ours
+
+
+class DeepSpeed(Processes):
+    """One of several processes under DeepSpeed; alone, it is the only one.
+
+    Args:
+        settings: as `ZeroConfig.settings` gives them.
+    Raises:
+        DependencyError: deepspeed is not installed.
+    """
+
+    def __init__(self, device: torch.device, settings: dict[str, Any]) -> None:
+        self.deepspeed = _import()
+        if not torch.distributed.is_initialized() and stand_alone():
+            _meet_alone(device)
+        super().__init__(device)
+        self.deepspeed.init_distributed(verbose=False)
+        self.settings = settings
+        self.stage = int(settings["zero_optimization"].get("stage", 0))
+        self.splits_weights = self.stage == 3
+
+    def wrap(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Takes charge of the objective and of what changes its weights."""
+        self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
+            model=objective, optimizer=optimizer, config=self.settings
+        )
+        self.objective = objective
+
+    def forward(self, inputs: dict[str, Any]) -> tuple[Tensor, Metrics]:
+        """The objective's loss and metrics."""
+        return self.engine(**inputs)
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """A block whose gradients are only added up; DeepSpeed counts the calls of `step` to know."""
+        yield
+        self.engine.step()
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of `loss`, which the loop has divided by the number of passes."""
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, *, learning_rate: float, clip: float) -> float:
+        """Changes the weights and forgets the gradients; the gradient's norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = _norm(self.objective) if self.stage == 0 else None  # without ZeRO DeepSpeed tells none
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm() or 0.0) if norm is None else norm
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The numbers of parameters and buffers, put together; all processes call it."""
+        return {name: self._whole(tensor) for name, tensor in tensors.items()}
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            return tensor.detach()
+        with self.deepspeed.zero.GatheredParameters([tensor], enabled=self.splits_weights):
+            return _master(tensor)
+
+    def save(self, folder: Path) -> None:
+        """Writes each process's share of the optimizer's state, and how many there are."""
+        self.engine.save_checkpoint(str(folder), tag=SHARDS)
+        if self.rank == 0:
+            (folder / MANIFEST).write_text(json.dumps({"stage": self.stage, "world": self.world}) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote, where as many processes did under the same stage."""
+        here = {"stage": self.stage, "world": self.world}
+        path = folder / MANIFEST
+        found = json.loads(path.read_text()) if path.is_file() else None
+        if found == here:
+            self.engine.load_checkpoint(str(folder), tag=SHARDS)
+        elif self.rank == 0:
+            before = f"is of stage {found['stage']} on {found['world']} processes" if found else "is not DeepSpeed's"
+            now = f"stage {self.stage} on {self.world}"
+            warn(f"the optimizer's state in {folder} {before} and cannot be used for {now}: {NEW_MOMENTS}")
+
+    def adopt(self, moments: Moments) -> None:
+        """Says that another program's optimizer state is not taken over."""
+        if self.rank == 0 and moments:
+            warn(f"DeepSpeed divides the optimizer's state and takes over none: {NEW_MOMENTS}")
+
+    def finish(self) -> None:
+        """Ends this process: under stage 3 an ordinary end aborts, of threads that DeepSpeed leaves behind."""
+        torch.distributed.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _import() -> Any:
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # hundreds, of what DeepSpeed calls in torch
+    try:
+        import deepspeed
+        import deepspeed.ops
+    except ImportError as error:
+        raise DependencyError(f"--deepspeed needs deepspeed ({error}); pip install 'dalle3[deepspeed]'") from None
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # it would be compiled at the first start, 84 s, and serves inference alone
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _meet_alone(device: torch.device) -> None:
+    """Makes a group of this process, which no launcher started."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def _norm(objective: nn.Module) -> float:
+    gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
+    return float(nn.utils.get_total_norm(gradients))
+
+
+def _master(parameter: nn.Parameter) -> Tensor:
+    """A copy of a parameter, of the float32 one behind it where there is one."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    whole = safe_get_full_fp32_param(parameter) if parameter.dtype != torch.float32 else None
+    return (parameter.detach() if whole is None else whole).float().clone()
+
+
+def _read(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--deepspeed_config {path} cannot be read as JSON ({error})") from None
+    if not isinstance(theirs, dict):
+        raise ConfigError(f"--deepspeed_config {path} holds no JSON object; expected DeepSpeed's settings")
+    if "optimizer" in theirs or "scheduler" in theirs:
+        raise ConfigError(f"{path} names an optimizer or a scheduler; give those by --optimizer and --lr_schedule")
+    for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        if theirs.get(name, ours[name]) not in (ours[name], "auto"):
+            flag = "--ga_steps" if name.startswith("gradient") else "--batch_size"
+            raise ConfigError(f"{path} has {name} {theirs[name]} and {flag} is {ours[name]}; make them the same")
+    return {name: value for name, value in theirs.items() if value != "auto" and name != "train_batch_size"}
