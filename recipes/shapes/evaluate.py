@@ -27,13 +27,14 @@ def main() -> None:
     parser.add_argument("--cond_scale", type=float, default=1.0, help="guidance (default: 1)")
     parser.add_argument("--top_p", type=float, default=0.85, help="(default: 0.85)")
     parser.add_argument("--candidates", type=int, default=1, help="pictures drawn for CLIP to choose one (default: 1)")
+    parser.add_argument("--middle", type=float, default=1.0, help="part of a scene a picture shows; quick's is 0.64")
     parser.add_argument("--sheet", type=Path, help="write the first 64 pictures here")
     args = parser.parse_args()
     background = None if args.background == "any" else args.background
     scenes = Scenes(args.number, size=128, split="test", kind=args.kind, background=background).scenes
     model = load(args.model)
     pictures = list(draw(model, scenes, args.cond_scale, args.top_p, args.candidates))
-    scores = [check(picture, what) for picture, what in zip(pictures, scenes, strict=True)]
+    scores = [check(widened(picture, args.middle), what) for picture, what in zip(pictures, scenes, strict=True)]
     print(*(f"{name} {np.mean([score[name] for score in scores]):.3f}" for name in scores[0]), sep="\n")
     if args.sheet is not None:
         grid([picture.resize((96, 96)) for picture in pictures[:64]], 8).save(args.sheet)
@@ -47,6 +48,14 @@ def draw(model: Model, scenes: list[Scene], cond_scale: float, top_p: float, can
         yield model.generate(
             prompt, n=candidates, keep=keep, top_p=top_p, cond_scale=cond_scale, seed=number, batch_size=16
         )[0].image
+
+
+def widened(picture: Image.Image, middle: float) -> Image.Image:
+    """A picture that shows only the `middle` of a scene, in a white frame as wide as what it leaves out."""
+    side = round(picture.width / middle)
+    frame = Image.new("RGB", (side, side), "white")
+    frame.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return frame
 
 
 if __name__ == "__main__":
