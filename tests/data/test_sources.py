@@ -17,7 +17,7 @@ from dalle3.data.tars import TarShards, expand
 from dalle3.errors import DataError
 from tests.data.conftest import png, write_tar
 
-CODEC = Codec(kind="discrete_vae", num_tokens=16, image_size=16, sha256="ab")
+CODEC = Codec(kind="discrete_vae", vocab=16, grid=2, sha256="ab")
 
 
 def test_a_folder_gives_pictures_with_the_lines_of_their_texts(folder):
@@ -138,7 +138,7 @@ def test_codes_survive_a_shard(tmp_path):
 
 def test_shards_of_different_tokenizers_do_not_mix(tmp_path):
     write_shard(tmp_path / "c", torch.zeros(1, 2, 2), captions=[()], codec=CODEC)
-    other = Codec(kind="vqgan", num_tokens=16, image_size=16, sha256="cd")
+    other = Codec(kind="vqgan", vocab=16, grid=2, sha256="cd")
     write_shard(tmp_path / "d", torch.zeros(1, 2, 2), captions=[()], codec=other)
     with pytest.raises(DataError, match="train on one of them"):
         CodeShards([tmp_path / "c", tmp_path / "d"])
