@@ -29,6 +29,7 @@ from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, Upsampler, Up
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle3.models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from dalle3.models.vqgan import VQGAN, GumbelVQ, GumbelVQConfig, VQGANConfig
+from dalle3.runtime import launched
 from dalle3.tokenizers.base import Tokenizer
 from dalle3.tokenizers.huggingface import train_bpe
 from dalle3.tokenizers.load import describe, load_tokenizer
@@ -275,7 +276,7 @@ def _adversarial(
     """The task of an image tokenizer with a discriminator of its own, its data and what config.json says of them."""
     device, discriminator = model.codebook.device, from_args(DiscriminatorConfig, args)
     perceptual = read_lpips(config.lpips_path).to(device) if config.lpips_path else None
-    if perceptual is None and config.perceptual_weight:
+    if perceptual is None and config.perceptual_weight and launched()[1] == 0:
         note("no --lpips_path, so no perceptual loss: the pictures are compared pixel by pixel alone")
     adversary = _fresh(PatchDiscriminator, discriminator, seed, device)
     source = open_pictures(place.image_text_folder, columns=place.wds, needs_captions=False)

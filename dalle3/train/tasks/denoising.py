@@ -6,7 +6,7 @@ Shapes: B batch, H W picture in pixels, T steps of the chain.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from diffusion.timesteps import LossAwareTimesteps, UniformTimesteps
 
 PREVIEWED, PREVIEW_STEPS = 4, 20
 Condition = dict[str, Tensor]
-Denoiser = TypeVar("Denoiser", bound="DiffusionDecoder | Upsampler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,10 @@ class DenoisingConfig:
 
 
 class DenoisingObjective(nn.Module):
-    """The loss of a network that is trained to undo noise; a subclass tells it its condition."""
+    """The loss of a network that is trained to undo noise; a subclass tells it its condition.
+
+    Of several processes, DDP hands all of them the history of losses that the first one has.
+    """
 
     def __init__(self, network: nn.Module, process: Process, timesteps: UniformTimesteps) -> None:
         super().__init__()
@@ -164,7 +166,7 @@ class DenoisingTask:
 
 
 def check_network(config: DecoderConfig) -> None:
-    """Raises ConfigError unless network and process agree, and both are about captionless RGB pictures."""
+    """Raises ConfigError unless network and process agree, and the pictures are RGB without classes."""
     unet, process = config.unet, config.process
     if unet.learn_sigma != process.learned_variance:
         raise ConfigError(
