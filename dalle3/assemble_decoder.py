@@ -60,7 +60,7 @@ class DecoderParts:
     )
     device: str = option("auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
     cpu: bool = option(False, help="the same as --device cpu")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="number format of the diffusion networks")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", help="number format of the UNets and of CLIP")
 
     def __post_init__(self) -> None:
         """Raises ConfigError where two flags contradict each other."""
@@ -125,7 +125,7 @@ def assemble_decoder(parts: DecoderParts, *, enlarges: bool) -> PictureDecoder:
         unet=cast(DiffusionDecoder | None, networks.get("decoder")),
         codec=cast(ImageTokenizer | None, networks.get("codec")),
         upsampler=cast(Upsampler | None, networks.get("upsampler")),
-        open_clip=partial(_open_clip, parts.clip, path.parent, device=device),
+        open_clip=partial(_open_clip, parts.clip, path.parent, device=device, dtype=dtype),
         checkpoints=checkpoints,
     )
 
@@ -269,5 +269,7 @@ def _upsampler_beside(path: Path) -> Path:
     raise CheckpointError(f"there is no {beside} and no {DALL_3_UPSAMPLER}; pass an upsampler as --upsampler")
 
 
-def _open_clip(name: str | None, model: Path, *, device: torch.device) -> tuple[Scorer, Tokenize]:
-    return load_clip(name, device=device) if name is not None else load_default_clip(model, device=device)
+def _open_clip(name: str | None, model: Path, *, device: torch.device, dtype: torch.dtype) -> tuple[Scorer, Tokenize]:
+    if name is None:
+        return load_default_clip(model, device=device, dtype=dtype)
+    return load_clip(name, device=device, dtype=dtype)

@@ -303,3 +303,10 @@ def test_bfloat16_is_near_float32(folder, decoder):
     half = load_decoder(folder, device="cpu", dtype="bfloat16")
     a, b = (np.asarray(results(one, job())[0].picture.image).astype(float) for one in (decoder, half))
     assert 0 < np.abs(a - b).mean() < 8
+
+
+def test_clip_steers_in_bfloat16_too(folder, decoder):
+    half = load_decoder(folder, device="cpu", dtype="bfloat16")
+    steered = {"clip_guidance": True, "text": "a blue star", "cutn": 4}
+    before, after = (results(half, job(), steps=25, **more)[0] for more in ({}, steered))
+    assert score(decoder, after, "a blue star") > score(decoder, before, "a blue star")

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="a file or folder of weights of any format in docs/FORMATS.md")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--dtype", choices=DTYPES, help="number format of the weights (default: as they are)")
-    parser.add_argument("--vae_path", type=Path, help="the image tokenizer to put beside a DALLE")
+    parser.add_argument("--vae_path", type=Path, help="the image tokenizer to put beside a DALLE or a decoder")
     parser.add_argument("--vqgan_model_path", type=Path, help="the same, a .ckpt of taming")
     parser.add_argument("--vqgan_config_path", type=Path, help="its yaml, or that of FILE")
     parser.add_argument("--bpe_path", type=Path, help="the text tokenizer to put beside a DALLE: youtokentome's, or")
@@ -76,13 +76,19 @@ def _codec_path(args: argparse.Namespace) -> Path | None:
 
 
 def _add_codec(checkpoint: Checkpoint, codec_path: Path, args: argparse.Namespace) -> None:
-    if checkpoint.kind != "dalle":
+    if checkpoint.kind not in ("dalle", "unet"):
         raise ConfigError(f"{args.file} is a {checkpoint.kind}, beside which no image tokenizer belongs; leave it out")
     flag = "--vae_path" if args.vae_path else "--vqgan_model_path"
     codec = read_as(codec_path, CODEC, flag=flag, config_path=args.vqgan_config_path)
-    from dalle3.assemble import check_codec  # brings all that draws with it, which copying weights does without
+    # These bring all that draws with them, which copying weights does without.
+    if checkpoint.kind == "unet":
+        from dalle3.assemble_decoder import check_conditions
 
-    check_codec(checkpoint, codec, dalle_path=args.file, codec_path=codec_path)
+        check_conditions(checkpoint, codec, path=args.file, codec_path=codec_path)
+    else:
+        from dalle3.assemble import check_codec
+
+        check_codec(checkpoint, codec, dalle_path=args.file, codec_path=codec_path)
     checkpoint.codec, checkpoint.codec_info = codec, None
 
 

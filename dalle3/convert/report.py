@@ -80,16 +80,18 @@ def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "notes": list(checkpoint.notes),
         "dropped": list(checkpoint.dropped),
     }
-    if checkpoint.kind != "dalle":
+    if checkpoint.kind not in ("dalle", "unet"):
         del facts["codec"]
     return {key: fact for key, fact in facts.items() if fact not in (None, [], {})}
 
 
 def needs(checkpoint: Checkpoint) -> Iterator[str]:
     """What a checkpoint must have beside it before it can draw, one sentence each."""
+    config = checkpoint.config
+    if checkpoint.kind == "unet" and checkpoint.codec is None and config.unet.emb_input_dims is not None:
+        yield f"the image tokenizer of its codes, whose entries are {config.unet.emb_input_dims} wide: --vae_path"
     if checkpoint.kind != "dalle":
         return
-    config = checkpoint.config
     if checkpoint.codec is None:
         kind = (checkpoint.codec_info or {}).get("kind")
         yield (

@@ -138,6 +138,20 @@ def test_a_network_owns_the_tensors_of_the_file(tmp_path):
     assert all(parameter.data_ptr() == found.state[name].data_ptr() for name, parameter in network.named_parameters())
 
 
+def test_the_image_tokenizer_is_put_beside_a_decoder(tmp_path, capsys):
+    save_checkpoint(tiny.decoder(), tmp_path / "decoder")
+    save_checkpoint(tiny.codec(), tmp_path / "vae")
+    line = ["convert", str(tmp_path / "decoder"), str(tmp_path / "whole")]
+    assert main(line) == 0
+    assert "needs beside it: the image tokenizer of its codes, whose entries are 8 wide" in capsys.readouterr().out
+    assert main([*line[:2], str(tmp_path / "ours"), "--vae_path", str(tmp_path / "vae")]) == 0
+    assert "with discrete_vae" in capsys.readouterr().out
+    found = read_folder(tmp_path / "ours")
+    assert found.codec is not None
+    assert found.codec_info is not None
+    assert found.codec_info["vocab"] == tiny.CODES
+
+
 def test_a_layout_is_refused_beside_what_has_none(tmp_path, capsys):
     save_checkpoint(tiny.codec(), tmp_path / "vae")
     assert main(["convert", str(tmp_path / "vae"), str(tmp_path / "out"), "--preset", "dalle3-256"]) == 2

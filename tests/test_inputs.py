@@ -1,0 +1,78 @@
+"""Inputs of the second stage: pictures behind addresses, cutting and averaging."""
+
+from __future__ import annotations
+
+import io
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dalle3.errors import ImageError
+from dalle3.inputs import find_inputs, read_picture, square
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+class Pictures(BaseHTTPRequestHandler):
+    """Answers /picture.png with a picture, and everything else with 404."""
+
+    def do_GET(self) -> None:
+        buffer = io.BytesIO()
+        picture(12, 9).save(buffer, format="PNG")
+        if self.path != "/picture.png":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(buffer.getvalue())
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def address():
+    with HTTPServer(("127.0.0.1", 0), Pictures) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_picture_behind_an_address_is_read(address):
+    assert read_picture(f"{address}/picture.png").tobytes() == picture(12, 9).tobytes()
+    assert find_inputs([f"{address}/picture.png"]) == [f"{address}/picture.png"]
+
+
+def test_a_missing_picture_behind_an_address_is_named(address):
+    with pytest.raises(ImageError, match=r"/other.png cannot be read: Not Found"):
+        read_picture(f"{address}/other.png")
+
+
+def test_the_middle_is_cut_out_and_averaged():
+    found = square(picture(12, 8), 4)
+    expected = torch.from_numpy(np.asarray(picture(12, 8))).permute(2, 0, 1).float()[:, :, 2:10] / 255
+    expected = expected.reshape(3, 4, 2, 4, 2).mean(dim=(2, 4))
+    torch.testing.assert_close(found[0], expected)
+
+
+def test_a_picture_of_the_right_size_is_left_as_it_is():
+    found = square(picture(8, 8), 8)
+    assert torch.equal((found[0] * 255).round().byte(), torch.from_numpy(np.array(picture(8, 8))).permute(2, 0, 1))
+
+
+def test_pictures_stand_upright_and_on_white(tmp_path):
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    assert read_picture(str(tmp_path / "clear.png")).getpixel((0, 0)) == (255, 255, 255)
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned a quarter
+    picture(12, 8).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_picture(str(tmp_path / "turned.jpg")).size == (8, 12)
