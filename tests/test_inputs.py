@@ -58,7 +58,7 @@ def test_a_missing_picture_behind_an_address_is_named(address):
 
 def test_the_middle_is_cut_out_and_averaged():
     found = square(picture(12, 8), 4)
-    expected = torch.from_numpy(np.asarray(picture(12, 8))).permute(2, 0, 1).float()[:, :, 2:10] / 255
+    expected = torch.from_numpy(np.array(picture(12, 8))).permute(2, 0, 1).float()[:, :, 2:10] / 255
     expected = expected.reshape(3, 4, 2, 4, 2).mean(dim=(2, 4))
     torch.testing.assert_close(found[0], expected)
 
