@@ -274,6 +274,8 @@ def _adversarial(
     model: VQGAN | GumbelVQ, config: VqganTaskConfig, args: argparse.Namespace, place: RunConfig, seed: int
 ) -> Made:
     """The task of an image tokenizer with a discriminator of its own, its data and what config.json says of them."""
+    if from_args(LaunchConfig, args).zero_stage == 3:
+        raise ConfigError("zero_stage is 3, which divides weights that the discriminator's loss needs whole; take 2")
     device, discriminator = model.codebook.device, from_args(DiscriminatorConfig, args)
     perceptual = read_lpips(config.lpips_path).to(device) if config.lpips_path else None
     if perceptual is None and config.perceptual_weight and launched()[1] == 0:

@@ -49,6 +49,8 @@ class DenoisingObjective(nn.Module):
     Of several processes, DDP hands all of them the history of losses that the first one has.
     """
 
+    uses_all_parameters = True  # spares DDP a search
+
     def __init__(self, network: nn.Module, process: Process, timesteps: UniformTimesteps) -> None:
         super().__init__()
         self.network, self.process, self.timesteps = network, process, timesteps
