@@ -236,10 +236,9 @@ class DataParallel(Processes):
     def wrap(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Takes charge of the objective and of what changes its weights."""
         super().wrap(objective, optimizer)
-        # some objectives leave parts of their model alone; no model here has buffers that training changes
-        self.objective = nn.parallel.DistributedDataParallel(
-            objective, find_unused_parameters=True, broadcast_buffers=False
-        )
+        # some objectives leave parts of their model alone, for which DDP must search after each pass
+        search = not getattr(objective, "uses_all_parameters", False)
+        self.objective = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=search)
 
     def accumulating(self) -> AbstractContextManager[Any]:
         """A block whose gradients are only added up, not yet exchanged."""

@@ -87,6 +87,9 @@ class DeepSpeed(Processes):
             model=objective, optimizer=optimizer, config=self.settings
         )
         self.objective = objective
+        if self.splits_weights:
+            for parameter in _read_directly(objective):
+                self.deepspeed.zero.register_external_parameter(objective, parameter)
 
     def forward(self, inputs: dict[str, Any]) -> tuple[Tensor, Metrics]:
         """The objective's loss and metrics."""
@@ -170,6 +173,18 @@ def _meet_alone(device: torch.device) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     store = torch.distributed.HashStore()  # type: ignore[attr-defined]
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def _read_directly(objective: nn.Module) -> Iterator[nn.Parameter]:
+    """The weights of the leaves right below a model: embeddings and logits, which it reads without calling them.
+
+    Left to itself, DeepSpeed finds such weights during the first pass, and at times then stops at the second with a
+    "tracing error", as it fetches other weights than the first time.
+    """
+    for model in objective.children():
+        for leaf in model.children():
+            if not any(True for _ in leaf.children()):
+                yield from leaf.parameters()
 
 
 def _norm(objective: nn.Module) -> float:

@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "KINETO_LOG_LEVEL": "99",
 }
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 SCRIPT = str(ROOT / "train_dalle.py")
 MODEL = {"text_seq_len": 32, "dim": 16, "depth": 1, "heads": 1, "dim_head": 16, "train_bpe": 128}
 LOOP = {"log_every_n_steps": 1, "sample_every_n_steps": 0, "device": "cpu", "random_resize_crop_lower_ratio": 0.9}
@@ -43,9 +44,14 @@ def material(folder: Path) -> dict[str, Path]:
 
 def command(processes: int, *switches: str, **flags: object) -> list[str]:
     """`train_dalle.py` under plain python, or under torchrun where there are several processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     given = [str(part) for name, value in {**MODEL, **LOOP, **flags}.items() for part in (f"--{name}", value)]
-    return [sys.executable, *(launcher if processes > 1 else []), SCRIPT, *given, *(f"--{name}" for name in switches)]
+    return [
+        sys.executable,
+        *([*TORCHRUN, str(processes)] if processes > 1 else []),
+        SCRIPT,
+        *given,
+        *(f"--{name}" for name in switches),
+    ]
 
 
 def start(line: list[str]) -> subprocess.Popen:
@@ -58,7 +64,7 @@ def start(line: list[str]) -> subprocess.Popen:
 def finish(process: subprocess.Popen) -> str:
     """What the process said on standard error; it must have ended well."""
     out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, out[-3000:] + err[-6000:]
+    assert process.returncode == 0, out[-3000:] + err[-12000:]
     return err
 
 
