@@ -22,6 +22,9 @@ typedef unsigned short half_any __attribute__((vector_size(32), aligned(2)));
 
 enum { LANES = 16, MOST_SUMS = 16, AHEAD = 16, WIDEST_HEAD = 512 };
 
+/* Floats between rows that a product reads side by side: a power of two would crowd them into one set of the cache. */
+enum { GAP = 16 };
+
 typedef struct {
     int threads;
     int rows, dim;
@@ -31,7 +34,7 @@ typedef struct {
     const float *norm_weight, *norm_bias; /* (D,) */
     const float *post_weight, *post_bias; /* (D,) the norm behind the branch, or NULL */
     const float *scale;                   /* (D,) or NULL */
-    float *own;                           /* scratch of each thread, R * (D + 2 quarter) + L + S floats apart */
+    float *own;                           /* scratch of each thread, own_size floats apart */
     float *shared;                        /* scratch of all threads */
     int own_size;
 } Branch;
@@ -87,7 +90,7 @@ static inline __attribute__((always_inline)) vec load(const void *panel, long in
 
 /* A panel's outputs for a constant number of rows, kept in registers; `ways` sums in turn hide the latency of adding. */
 static inline __attribute__((always_inline)) void tile(const int half, const int rows, const int ways, const void *panel,
-                                                       int inner, const float *x, vec start, float *y, int step)
+                                                       int inner, const float *x, int gap, vec start, float *y, int step)
 {
     vec sums[MOST_SUMS];
     for (int s = 0; s < rows * ways; s++) sums[s] = s < rows ? start : (vec){0};
@@ -96,10 +99,10 @@ static inline __attribute__((always_inline)) void tile(const int half, const int
         for (int way = 0; way < ways; way++) {
             __builtin_prefetch((const char *)panel + (i + way + AHEAD) * (half ? 32 : 64));
             vec w = load(panel, i + way, half);
-            for (int r = 0; r < rows; r++) sums[way * rows + r] += w * x[(long)r * inner + i + way];
+            for (int r = 0; r < rows; r++) sums[way * rows + r] += w * x[(long)r * (inner + gap) + i + way];
         }
     for (; i < inner; i++)
-        for (int r = 0; r < rows; r++) sums[r] += load(panel, i, half) * x[(long)r * inner + i];
+        for (int r = 0; r < rows; r++) sums[r] += load(panel, i, half) * x[(long)r * (inner + gap) + i];
     for (int r = 0; r < rows; r++) {
         vec sum = sums[r];
         for (int way = 1; way < ways; way++) sum += sums[way * rows + r];
@@ -108,17 +111,20 @@ static inline __attribute__((always_inline)) void tile(const int half, const int
 }
 
 static inline __attribute__((always_inline)) void panel_rows(const int half, const void *panel, int inner, const float *x,
-                                                             int rows, vec start, float *y, int step)
+                                                             int gap, int rows, vec start, float *y, int step)
 {
-    int r = 0;
-    for (; r + 16 <= rows; r += 16) tile(half, 16, 1, panel, inner, x + (long)r * inner, start, y + (long)r * step, step);
-    for (; r + 8 <= rows; r += 8) tile(half, 8, 2, panel, inner, x + (long)r * inner, start, y + (long)r * step, step);
-    for (; r + 4 <= rows; r += 4) tile(half, 4, 2, panel, inner, x + (long)r * inner, start, y + (long)r * step, step);
-    for (; r + 2 <= rows; r += 2) tile(half, 2, 4, panel, inner, x + (long)r * inner, start, y + (long)r * step, step);
-    for (; r < rows; r++) tile(half, 1, 4, panel, inner, x + (long)r * inner, start, y + (long)r * step, step);
+    for (int r = 0; r < rows;) {
+        const float *from = x + (long)r * (inner + gap);
+        float *to = y + (long)r * step;
+        if (rows - r >= 16) tile(half, 16, 1, panel, inner, from, gap, start, to, step), r += 16;
+        else if (rows - r >= 8) tile(half, 8, 2, panel, inner, from, gap, start, to, step), r += 8;
+        else if (rows - r >= 4) tile(half, 4, 2, panel, inner, from, gap, start, to, step), r += 4;
+        else if (rows - r >= 2) tile(half, 2, 4, panel, inner, from, gap, start, to, step), r += 2;
+        else tile(half, 1, 4, panel, inner, from, gap, start, to, step), r += 1;
+    }
 }
 
-/* y (R, step), columns [first, last), both multiples of 16, of x (R, inner) and panels (outputs / 16, inner, 16). */
+/* y (R, step), columns [first, last), both multiples of 16, of x (R, inner + GAP) and panels (outputs / 16, inner, 16). */
 static void product(int half, const void *panels, const float *bias, int first, int last, int inner, const float *x,
                     int rows, float *y, int step)
 {
@@ -126,8 +132,8 @@ static void product(int half, const void *panels, const float *bias, int first, 
         const void *panel = (const char *)panels + (long)o * inner * (half ? 2 : 4);
         vec start = {0};
         if (bias) start = *(const vec_any *)(bias + o);
-        if (half) panel_rows(1, panel, inner, x, rows, start, y + o, step);
-        else panel_rows(0, panel, inner, x, rows, start, y + o, step);
+        if (half) panel_rows(1, panel, inner, x, GAP, rows, start, y + o, step);
+        else panel_rows(0, panel, inner, x, GAP, rows, start, y + o, step);
     }
 }
 
@@ -188,13 +194,13 @@ static void lend(const float *from, int count, float *to)
     else memset(to, 0, count * sizeof *to);
 }
 
-/* Every thread's own x (R, D), normalised and shifted, and behind it what the position lends, (R, 2 quarter). */
+/* Every thread's own x (R, D + GAP), normalised and shifted; behind it, what the position lends, (R, 2 quarter). */
 static float *prepare(const Branch *b, const float *source, const Shift *shift)
 {
     int q = b->quarter, dim = b->dim;
-    float *x = b->own + (long)omp_get_thread_num() * b->own_size, *lent = x + (long)b->rows * dim;
+    float *x = b->own + (long)omp_get_thread_num() * b->own_size, *lent = x + (long)b->rows * (dim + GAP);
     for (int r = 0; r < b->rows; r++) {
-        float *row = x + (long)r * dim, *kept = lent + (long)r * 2 * q;
+        float *row = x + (long)r * (dim + GAP), *kept = lent + (long)r * 2 * q;
         normalise(source + (long)r * dim, b->norm_weight, b->norm_bias, b->epsilon, dim, row);
         if (!q) continue;
         memcpy(kept, row, 2 * q * sizeof *row);
@@ -297,11 +303,11 @@ void attention(const Attention *a, float *target, const float *source, const Shi
 {
     const Branch *b = &a->branch;
     int rows = b->rows, dim = b->dim, width = a->width, inner = a->heads * width;
-    float *qkv = b->shared, *found = qkv + (long)rows * 3 * inner, *y = found + (long)rows * inner;
+    float *qkv = b->shared, *found = qkv + (long)rows * 3 * inner, *y = found + (long)rows * (inner + GAP);
     float factor = 1.0f / sqrtf(width);
     #pragma omp parallel num_threads(b->threads)
     {
-        float *x = prepare(b, source, shift), *lent = x + (long)rows * dim, *scores = lent + (long)rows * 2 * b->quarter;
+        float *x = prepare(b, source, shift), *lent = x + (long)rows * (dim + GAP), *scores = lent + (long)rows * 2 * b->quarter;
         int first, last;
         share(a->heads, 1, &first, &last); /* a thread's heads are its own as far as the barrier */
         for (int part = 0; part < 3; part++)
@@ -316,7 +322,7 @@ void attention(const Attention *a, float *target, const float *source, const Shi
                 for (int i = 0; i < width; i++) query[i] *= factor;
                 memcpy(a->keys + at, key, width * sizeof *key);
                 memcpy(a->values + at, value, width * sizeof *value);
-                attend(a, r, head, query, runs, scores, found + (long)r * inner + head * width);
+                attend(a, r, head, query, runs, scores, found + (long)r * (inner + GAP) + head * width);
             }
         #pragma omp barrier
         finish(b, a->out, a->out_bias, inner, found, y, target, lent, shift);
@@ -328,22 +334,23 @@ void feed_forward(const FeedForward *f, float *target, const float *source, cons
 {
     const Branch *b = &f->branch;
     int rows = b->rows, dim = b->dim, hidden = f->hidden;
-    float *up = b->shared, *gate = up + (long)rows * hidden, *y = gate + (long)rows * hidden;
+    int step = hidden + GAP;
+    float *up = b->shared, *gate = up + (long)rows * step, *y = gate + (long)rows * step;
     #pragma omp parallel num_threads(b->threads)
     {
-        float *x = prepare(b, source, shift), *lent = x + (long)rows * dim;
+        float *x = prepare(b, source, shift), *lent = x + (long)rows * (dim + GAP);
         int first, last;
         share(hidden, LANES, &first, &last);
-        product(b->half, f->up, f->up_bias, first, last, dim, x, rows, up, hidden);
-        product(b->half, f->gate, f->gate_bias, first, last, dim, x, rows, gate, hidden);
+        product(b->half, f->up, f->up_bias, first, last, dim, x, rows, up, step);
+        product(b->half, f->gate, f->gate_bias, first, last, dim, x, rows, gate, step);
         for (int r = 0; r < rows; r++)
-            for (int i = first; i < last; i++) up[(long)r * hidden + i] *= gelu(gate[(long)r * hidden + i]);
+            for (int i = first; i < last; i++) up[(long)r * step + i] *= gelu(gate[(long)r * step + i]);
         #pragma omp barrier
         finish(b, f->down, f->down_bias, hidden, up, y, target, lent, shift);
     }
 }
 
-/* y (R, outputs) = x (R, inner) weights^T + bias; outputs is a multiple of 16. */
+/* y (R, outputs) = x (R, inner + GAP) weights^T + bias; outputs is a multiple of 16. */
 void linear(int threads, int half, const void *weights, const float *bias, const float *x, float *y, int rows, int inner, int outputs)
 {
     #pragma omp parallel num_threads(threads)

@@ -40,6 +40,7 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"),
 )
 LANES = 16
+GAP = 16  # floats behind each row that a product reads, as in decode.c
 WIDEST_HEAD = 512
 MAX_RUNS = 8
 HALF = {torch.float32: 0, torch.bfloat16: 1}
@@ -131,7 +132,7 @@ class NativeEngine:
         weights, biases = panels(F.pad(weight, (0, 0, 0, padding))), F.pad(bias.detach().float(), (0, padding))
 
         def apply(x: Tensor) -> Tensor:
-            x, y = x.float().contiguous(), torch.empty(len(x), outputs + padding)
+            x, y = F.pad(x.float(), (0, GAP)), torch.empty(len(x), outputs + padding)
             pointers = [tensor.data_ptr() for tensor in (weights, biases, x, y)]
             _loaded().linear(torch.get_num_threads(), HALF[weights.dtype], *pointers, len(x), inner, outputs + padding)
             return y[:, :outputs]
@@ -176,7 +177,7 @@ class _NativeBranch:
     ) -> tuple[_Branch, list[Tensor]]:
         """The branch for C with `own` and `shared` floats of scratch, and that scratch."""
         quarter = lender.quarter if lender else 0
-        own_size = rows * (self.dim + 2 * quarter) + own
+        own_size = rows * (self.dim + GAP + 2 * quarter) + own
         threads = torch.get_num_threads()
         scratch = [torch.empty(threads * own_size), torch.empty(shared)]
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in (*self.vectors, *scratch)]
@@ -202,7 +203,7 @@ class NativeAttention(_NativeBranch):
     def _structure(self, lender: Lender | None, cache: KeyValues) -> tuple[_Attention, list[Tensor]]:
         inner, size = self.heads * self.width, cache.buffer.shape[3]
         length = 0 if cache.caption is None else cache.caption.shape[3]
-        shared = cache.rows * (4 * inner + self.dim)
+        shared = cache.rows * (4 * inner + GAP + self.dim)
         branch, scratch = self.structure(cache.rows, HALF[self.qkv.dtype], lender, length + size, shared)
         caption = (None, None) if cache.caption is None else [part.data_ptr() for part in cache.caption]
         weights = [tensor.data_ptr() for tensor in (self.qkv, self.out, self.out_bias)]
@@ -223,7 +224,9 @@ class NativeFeedForward(_NativeBranch):
     def bind(self, lender: Lender | None, cache: KeyValues | None, rows: int) -> Step:
         """The branch with its memory; `cache` is attention's."""
         hidden = self.hidden
-        branch, scratch = self.structure(rows, HALF[self.weights[0].dtype], lender, 0, rows * (2 * hidden + self.dim))
+        branch, scratch = self.structure(
+            rows, HALF[self.weights[0].dtype], lender, 0, rows * (2 * (hidden + GAP) + self.dim)
+        )
         pointers = [tensor.data_ptr() for tensor in (*self.weights, *self.biases)]
         return _FeedForwardStep(_FeedForward(branch, hidden, *pointers), scratch, lender)
 
