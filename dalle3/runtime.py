@@ -66,6 +66,11 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("WORLD_SIZE") or 1), int(os.environ.get("LOCAL_RANK") or 0)
 
 
+def place_among_processes() -> tuple[int, int]:
+    """This process's number among those that torchrun started together on all machines, and how many they are."""
+    return int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
+
+
 def stand_alone() -> bool:
     """Whether no launcher started this process; if so, notes it where DeepSpeed looks, in the environment."""
     alone = "RANK" not in os.environ

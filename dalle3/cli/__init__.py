@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": "say what a checkpoint file is, without executing anything in it",
     "convert": "write any checkpoint as a dalle3 folder",
     "train": "train a model on your own pictures",
+    "encode": "turn a data set into shards of codes, to train a DALLE on",
     "train_dalle": "train a DALLE by the flags of DALLE-pytorch's train_dalle.py",
 }
 

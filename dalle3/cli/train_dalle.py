@@ -234,12 +234,18 @@ def _open_wandb(old: OldFlags, config: dict[str, Any], folder: Path) -> Callable
 
 
 def _profile(made: Made, loop: LoopConfig) -> int:
-    """Prints the floating-point operations of one forward and backward pass, part by part, and returns 0."""
+    """Prints the floating-point operations of one forward and backward pass, part by part, and returns 0.
+
+    An addition and a multiplication are two; only matrix products and convolutions are counted.
+    """
     task, stream, _ = made
     batch = collate([stream[position] for position in range(loop.batch_size)])
     with torch.no_grad():
         inputs = task.prepare(batch, step=0, rng=generator(loop.seed, "prepare", 0))
-    with FlopCounterMode(depth=5, display=True):
+    with FlopCounterMode(display=False) as counter:
         loss, _ = task.objective(**inputs)
         loss.backward()
+    for part, operations in counter.get_flop_counts().items():
+        if part.count(".") < 4:
+            print(f"{sum(operations.values()):>20,}  {part}")
     return 0

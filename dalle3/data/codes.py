@@ -77,6 +77,15 @@ class CodeShards:
         return Sample(content=self.codes[index].long(), captions=self.captions[index])
 
 
+def codec_of_shard(path: Path) -> Codec:
+    """The image tokenizer that made a shard.
+
+    Raises:
+        DataError: the file is missing or is no such shard.
+    """
+    return _read(path)[0]
+
+
 def _read(path: Path) -> tuple[Codec, Tensor, list[tuple[str, ...]]]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; write it with `dalle3 encode`")

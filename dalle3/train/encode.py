@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from dalle3.checkpoint import Checkpoint, describe_codec
 from dalle3.data.base import BrokenSampleError, Source
-from dalle3.data.codes import Codec, write_shard
+from dalle3.data.codes import Codec, codec_of_shard, write_shard
+from dalle3.errors import DataError
 from dalle3.log import warn
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.runtime import generator
@@ -28,6 +30,7 @@ def encode(
     folder: Path,
     *,
     seed: int,
+    shard_size: int = SHARD,
 ) -> list[Path]:
     """The shards written: each sample once, in the source's order, cut as `transform` cuts it.
 
@@ -37,12 +40,52 @@ def encode(
         OutputError: a shard cannot be written.
     """
     paths = []
-    for number, start in enumerate(range(0, len(source), SHARD)):
-        indices = range(start, min(start + SHARD, len(source)))
+    for number, start in enumerate(range(0, len(source), shard_size)):
+        indices = range(start, min(start + shard_size, len(source)))
         codes, captions = _encode_shard(source, transform, codec, indices, seed)
-        paths.append(folder / f"codes-{number:05d}.safetensors")
-        write_shard(paths[-1], codes, captions=captions, codec=codec_of(codec, grid=codes.shape[-1]))
+        if captions:
+            paths.append(shard_path(folder, number))
+            write_shard(paths[-1], codes, captions=captions, codec=codec_of(codec, grid=codes.shape[-1]))
     return paths
+
+
+def encode_missing(
+    source: Source[T],
+    transform: Callable[[T, torch.Generator], Tensor],
+    codec: ImageTokenizer,
+    folder: Path,
+    *,
+    maker: Codec,
+    seed: int,
+    shard_size: int = SHARD,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[Path, int]]:
+    """Writes those shards of `encode` that are not there yet, every `world`-th from `rank` on; yields path and samples.
+
+    A shard is whole or absent, so what an interrupted call left is kept.
+
+    Args:
+        maker: what `codec` is, as the shards say it.
+    Raises:
+        DataError: a shard that is there was made by another image tokenizer.
+        OutputError: a shard cannot be written.
+    """
+    for number in range(rank, -(-len(source) // shard_size), world):
+        path = shard_path(folder, number)
+        if path.exists():
+            _check_maker(path, maker)
+            continue
+        indices = range(number * shard_size, min((number + 1) * shard_size, len(source)))
+        codes, captions = _encode_shard(source, transform, codec, indices, seed)
+        if captions:
+            write_shard(path, codes, captions=captions, codec=maker)
+        yield path, len(captions)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """The file of one shard."""
+    return folder / f"codes-{number:05d}.safetensors"
 
 
 def codec_of(codec: ImageTokenizer, *, grid: int) -> Codec:
@@ -52,23 +95,37 @@ def codec_of(codec: ImageTokenizer, *, grid: int) -> Codec:
     return Codec(**describe_codec(checkpoint, grid=grid))
 
 
+def _check_maker(path: Path, maker: Codec) -> None:
+    found = codec_of_shard(path)
+    if found != maker:
+        raise DataError(f"{path} was made by {found}, and this is {maker}; name another folder or remove it first")
+
+
 def _encode_shard(
     source: Source[T],
     transform: Callable[[T, torch.Generator], Tensor],
     codec: ImageTokenizer,
-    indices: range,
+    indices: Sequence[int],
     seed: int,
 ) -> tuple[Tensor, list[tuple[str, ...]]]:
-    pictures, captions = [], []
+    """Codes (N, h, w) and captions of the samples that can be read."""
+    assert isinstance(codec, nn.Module)
+    device = next(codec.parameters()).device
+    samples = _readable(source, transform, indices, seed)
+    codes, captions = [], []
+    while batch := list(islice(samples, BATCH)):
+        codes.append(codec.encode(to_unit(torch.stack([picture for picture, _ in batch]), device)).cpu())
+        captions += [lines for _, lines in batch]
+    return torch.cat(codes) if codes else torch.empty(0, 1, 1), captions
+
+
+def _readable(
+    source: Source[T], transform: Callable[[T, torch.Generator], Tensor], indices: Sequence[int], seed: int
+) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
     for index in indices:
         try:
             sample = source.load(index)
         except BrokenSampleError as error:
             warn(f"skipped {error}")
             continue
-        pictures.append(transform(sample.content, generator(seed, "encode", index)))
-        captions.append(sample.captions)
-    assert isinstance(codec, nn.Module)
-    device = next(codec.parameters()).device
-    codes = [codec.encode(to_unit(batch, device)).cpu() for batch in torch.stack(pictures).split(BATCH)]
-    return torch.cat(codes), captions
+        yield transform(sample.content, generator(seed, "encode", index)), sample.captions

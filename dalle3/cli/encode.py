@@ -1,0 +1,121 @@
+"""`dalle3 encode`: turns a data set into shards of codes, once, for `train dalle --image_text_folder SHARDS`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from dalle3.checkpoint import build
+from dalle3.config import add_arguments as add_flags
+from dalle3.config import from_args, option, to_dict
+from dalle3.convert.roles import CODEC, read_as
+from dalle3.data.codes import Codec
+from dalle3.data.open import open_pictures
+from dalle3.data.transforms import Crop, CropConfig
+from dalle3.errors import ConfigError, DataError
+from dalle3.files import whole_file
+from dalle3.log import note
+from dalle3.models.image_tokenizer import ImageTokenizer
+from dalle3.runtime import place_among_processes
+from dalle3.train.encode import SHARD, codec_of, encode_missing
+from dalle3.train.launch import local_device
+
+HELP = "turn a data set into shards of codes, to train a DALLE on"
+SETTINGS = "encode.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """What is encoded, by what, and where the codes go."""
+
+    image_text_folder: str = option(help="a folder of pictures with .txt beside them, a .jsonl, or tars")
+    wds: str = option("", help="of tars: the suffixes of picture and caption, as in --wds img,cap")
+    vae_path: Path = option(help="the image tokenizer: a dalle3 folder, a vae.pt, a taming .ckpt, OpenAI's pickles")
+    vqgan_config_path: Path | None = option(None, help="the .yaml of a taming .ckpt")
+    out: Path = option(help="folder of the shards; what an interrupted call left there is kept")
+    image_grid: int | None = option(None, help="codes along a side of a picture (default: the image tokenizer's)")
+    shard_size: int = option(SHARD, help="pictures in a shard")
+    seed: int = option(0, help="of random crops")
+    device: str = option("auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a shard without pictures."""
+        if self.shard_size < 1:
+            raise ConfigError(f"shard_size is {self.shard_size}; it must be at least 1")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Gives `parser` the flags."""
+    add_flags(parser, EncodeConfig, title="data and image tokenizer")
+    add_flags(parser, CropConfig, title="pictures; without flags they are cut at the centre")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the shards that are missing and returns 0; several processes under torchrun divide them.
+
+    Raises:
+        Dalle3Error: nothing to encode, or the folder holds codes of other pictures or of another image tokenizer.
+    """
+    config = from_args(EncodeConfig, args)
+    crop = from_args(CropConfig, args, base={"random_resize_crop_lower_ratio": 1.0})
+    checkpoint = read_as(config.vae_path, CODEC, flag="--vae_path", config_path=config.vqgan_config_path)
+    codec: Any = build(checkpoint, device=local_device(config.device))
+    source = open_pictures(config.image_text_folder, columns=config.wds)
+    maker = codec_of(cast(ImageTokenizer, codec), grid=config.image_grid or checkpoint_grid(codec))
+    _settle(config, crop, maker, num_samples=len(source))
+    cut = Crop(maker.grid * codec.factor, crop)
+    rank, world = place_among_processes()
+    began, total = time.perf_counter(), 0
+    shards = encode_missing(
+        source,
+        cut,
+        codec,
+        config.out,
+        maker=maker,
+        seed=config.seed,
+        shard_size=config.shard_size,
+        rank=rank,
+        world=world,
+    )
+    for path, number in shards:
+        total += number
+        note(f"{path}: {number} pictures, {total / (time.perf_counter() - began):.1f} a second")
+    note(
+        f"done: {config.out} holds the codes of {config.image_text_folder}"
+        + (f" ({rank} of {world})" if world > 1 else "")
+    )
+    return 0
+
+
+def checkpoint_grid(codec: ImageTokenizer) -> int:
+    """The codes along a side of the pictures an image tokenizer was made for."""
+    return codec.image_size // codec.factor
+
+
+def _settle(config: EncodeConfig, crop: CropConfig, maker: Codec, *, num_samples: int) -> None:
+    """Notes what the folder holds, or compares it with what it held.
+
+    Raises:
+        DataError: it was begun otherwise.
+    """
+    path = config.out / SETTINGS
+    now = {
+        "image_text_folder": config.image_text_folder,
+        "samples": num_samples,
+        "shard_size": config.shard_size,
+        "seed": config.seed,
+        "pictures": to_dict(crop),
+        "codec": vars(maker),
+    }
+    if not path.exists():
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(now, indent=2) + "\n")
+        return
+    before = json.loads(path.read_text())
+    changed = [f"{name} {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value]
+    if changed:
+        raise DataError(f"{config.out} was begun with {'; '.join(changed)}; name another --out, or remove it first")
