@@ -329,6 +329,8 @@ class Decoding:
             job = self.jobs[place]
             codes = np.zeros((0, 0), np.int64) if job.codes is None else job.codes.cpu().numpy()
             recipe = {**self.recipe, "input": job.name, "index": job.index, "size": list(image.size)}
+            if isinstance(last := self.stages[-1], UpsampleStage):
+                recipe["tile"] = last.tile_at(image.width)
             picture = Picture(image=image, codes=codes, seed=self.request.seed, index=job.index, recipe=recipe)
             yield Result(place=place, prompt=self.request.text or "", picture=picture)
 
@@ -337,7 +339,7 @@ class Decoding:
         """What all pictures share: with the input and the index, everything needed to make one again."""
         request, first = self.request, self.stages[0]
         asked = {field.name: getattr(request, field.name) for field in dataclasses.fields(DecodeSettings)}
-        left_out = ("max_memory", "steps", "timestep_respacing")
+        left_out = ("max_memory", "steps", "tile")
         defaults = DecodeRequest()
         settings = {k: v for k, v in asked.items() if k not in left_out and v != getattr(defaults, k)}
         network = self.decoder.networks[0]

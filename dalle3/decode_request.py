@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +70,7 @@ class DecodeRequest(DecodeSettings):
     num_batches: int = option(1, help="batches of each input")
     batch_size: int = option(1, help="pictures of each input in a batch; a GPU draws so many at once")
     num_images: int | None = option(None, help="pictures of each input (default: num_batches times batch_size)")
+    index: int | None = option(None, help="make only the picture of this number, as its recipe tells it")
     seed: int = option(0, help="picture i of an input is a function of the input, the seed and i alone")
     output_size: int | None = option(
         None, help="pixels a side of what pictures become (default: what the decoder was trained at; super_res.py: 512)"
@@ -78,14 +80,14 @@ class DecodeRequest(DecodeSettings):
         """Raises ConfigError where a value cannot be, or CLIP is told to steer and not where."""
         super().__post_init__()
         _at_least(self, 1, "num_batches", "batch_size", "num_images", "output_size")
-        _at_least(self, 0, "seed", "preview_every")
+        _at_least(self, 0, "seed", "index", "preview_every")
         if self.clip_guidance and not (split_prompts(self.text) or split_prompts(self.image_prompts)):
             raise ConfigError("clip_guidance steers towards prompts; name them with text or image_prompts")
 
     @property
-    def count(self) -> int:
-        """Pictures of each input."""
-        return self.num_images or self.num_batches * self.batch_size
+    def indices(self) -> Sequence[int]:
+        """The numbers of the pictures of each input."""
+        return range(self.num_images or self.num_batches * self.batch_size) if self.index is None else (self.index,)
 
 
 def _at_least(request: DecodeSettings, least: int, *names: str) -> None:

@@ -112,13 +112,15 @@ class Gallery:
             number = self._number(folder, place)
             score = "" if picture.score is None else f"-{picture.score:.4f}"
             path = folder / f"{number}{score}.png"
+            files = {"file": path}
             if self.codes:
                 _save_codes(folder / f"{number}.npy", picture.codes)
             picture.save(path, metadata=self.metadata)
             if picture.decoded is not None:
-                picture.decoded.save(path.with_name(f"{number}{score}-decoded.png"), metadata=self.metadata)
+                picture.decoded.save(decoded := path.with_name(f"{path.stem}-decoded.png"), metadata=self.metadata)
+                files["decoded"] = decoded
         if self.metadata:
-            line = {"file": path.relative_to(self.root).as_posix(), **picture.recipe}
+            line = {name: file.relative_to(self.root).as_posix() for name, file in files.items()} | picture.recipe
             append_line(self.root / "manifest.jsonl", json.dumps(line, ensure_ascii=False))
         return path
 

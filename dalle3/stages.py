@@ -134,7 +134,11 @@ class UpsampleStage(Stage):
 
     def unguided(self, condition: Tensor, side: int) -> Denoiser:
         """As `Stage.unguided`."""
-        return self._tiled(condition, side, self._fitted.get(side, self.tile))
+        return self._tiled(condition, side, self.tile_at(side))
+
+    def tile_at(self, side: int) -> int:
+        """Pixels a side of the tiles of pictures of `side`."""
+        return self._fitted.get(side, self.tile)
 
     def fit(self, condition: Tensor, side: int) -> None:
         """Makes the tiles of pictures of `side` small enough for the budget, by a measure of one picture.

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if request.text and not request.clip_guidance:
         note("--text is only written into the recipes; it steers with --clip_guidance")
     found, skipped = read_all(names, lambda name: read_job(name, decoder, request))
-    jobs = [dataclasses.replace(job, index=index) for job in found for index in range(request.count)]
+    jobs = [dataclasses.replace(job, index=index) for job in found for index in request.indices]
     decoding = Decoding(decoder, request, jobs)
     with stop_on_interrupt() as interrupt:
         _decode(decoding, gallery, interrupt)
@@ -127,7 +127,7 @@ def _decode(decoding: Decoding, gallery: BesideInputs, interrupt: Interrupt) -> 
     request, jobs = decoding.request, decoding.jobs
     note(f"{len(jobs)} images, {decoding.steps} steps, --seed {request.seed}")
     live = sys.stderr.isatty()  # a log gets a line at most once a second
-    paths = {place: gallery.reserve(job.name, job.index, of=request.count) for place, job in enumerate(jobs)}
+    paths = {place: gallery.reserve(job.name, job.index, of=len(request.indices)) for place, job in enumerate(jobs)}
     with tqdm(total=len(jobs), bar_format=BAR, dynamic_ncols=True, mininterval=0.1 if live else 1) as bar:
 
         def tick(done: float) -> None:

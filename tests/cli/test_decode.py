@@ -155,6 +155,20 @@ def test_the_recipe_is_in_the_picture():
     assert not Image.open("plain/0.png").text
 
 
+def test_one_picture_can_be_made_again_by_its_number():
+    decode("--input 0.npy --num_images 3 --seed 2")
+    decode("--input 0.npy --index 2 --seed 2 --outputs_dir again")
+    assert Image.open("again/0.png").convert("RGB").tobytes() == Image.open("0-2.png").convert("RGB").tobytes()
+
+
+def test_the_respacing_and_the_tile_are_in_the_recipe():
+    decode("--input 0.npy --timestep_respacing 3,2 --upsample 32 --tile 16")
+    with Image.open("0.png") as picture:
+        recipe = json.loads(picture.text["dalle3"])
+    assert recipe["settings"] == {"timestep_respacing": "3,2", "upsample": 32, "sampler": "dpmpp_2m", "timesteps": 5}
+    assert recipe["tile"] == 16
+
+
 def test_text_without_clip_guidance_says_so(capsys):
     assert decode("--input 0.npy --text 'your prompt here'") == 0
     assert "it steers with --clip_guidance" in capsys.readouterr().err
@@ -246,6 +260,7 @@ def test_pickled_codes_are_refused(capsys):
         ("--input 0.npy --model_size 256", "--model_size is 256, and"),
         ("--input 0.npy --model_size 100", "argument --model_size: invalid choice: '100'"),
         ("--input 0.npy --steps 0", "steps is 0"),
+        ("--input 0.npy --index -1", "index is -1"),
         ("--input 0.npy --steps 5 --timestep_respacing 5", "leave one out"),
         ("--input 0.npy --sampler euler", "argument --sampler: invalid choice: 'euler'"),
         ("--input 0.npy --guidance_scale nan", "guidance_scale is nan"),
@@ -265,6 +280,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(line, message, capsys, home):
 
 def test_without_a_decoder_the_line_says_where_one_belongs(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DALLE3_HOME", str(tmp_path / "bare"))
+    assert "and no " in refused("--input 0.npy", capsys)
     tiny.write_model(tmp_path / "bare" / "default")
     assert "pass a decoder as --model_path" in refused("--input 0.npy", capsys)
 

@@ -315,6 +315,8 @@ def test_diffusion_puts_the_decoded_picture_beside_the_first(both):
     assert (found["seed"], found["index"], found["prompt"]) == (4, 1, "a red circle")
     assert found["codes"] == recipe("outputs/a_red_circle/1.png")
     assert {"decoder", "codec"} <= set(found["weights"])
+    line = json.loads(Path("outputs/manifest.jsonl").read_text().splitlines()[1])
+    assert line["decoded"] == "a_red_circle/1-decoded.png"
 
 
 def test_the_decoded_picture_is_the_one_decode_makes_of_the_codes(both):
