@@ -87,10 +87,13 @@ def weight_bytes(model: Dalle) -> int:
 
 
 def against_dalle_pytorch(peers: Peers) -> list[str]:
-    """Rows for `generate_images` of the DALL-3 fork's base and of 1.6.6, and for 1.6.6's own caches."""
+    """Rows for `generate_images` of the DALL-3 fork's base, and for 1.6.6's layers with their own caches.
+
+    The `generate_images` of 1.6.6 recomputes everything for each code as well, so 1.1.4's stands for both.
+    """
     peers("weights:old", fork=True)
     peers("weights:new")
-    old, new = (peers("generate_images:1", fork=fork)["seconds"] for fork in (True, False))
+    old = peers("generate_images:1", fork=True)["seconds"]
     cached = {pictures: peers(f"own_cache:{pictures}")["seconds"] for pictures in (1, 4)}
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -99,7 +102,6 @@ def against_dalle_pytorch(peers: Peers) -> list[str]:
         for pictures in (1, 16):
             mine = ours(decoder, caption, pictures) / pictures
             rows.append(row("1.1.4 `generate_images`, 1 picture", old, dtype, pictures, mine))
-            rows.append(row("1.6.6 `generate_images`, 1 picture", new, dtype, pictures, mine))
         model, caption = load(peers.folder / "new.pt", "1.6.6")
         decoder = Decoder(model.to(dtype))
         for pictures, theirs in cached.items():
@@ -130,7 +132,8 @@ def against_min_dalle(peers: Peers) -> list[str]:
 
 def against_memory(peers: Peers) -> list[str]:
     """Lines on how near one picture comes to the time of reading the weights once a code."""
-    model, caption = load(peers.folder / "old.pt", None)
+    peers("weights:new")
+    model, caption = load(peers.folder / "new.pt", "1.6.6")
     speed, lines = bandwidth(), []
     for dtype in (torch.float32, torch.bfloat16):
         model = model.to(dtype)
@@ -160,12 +163,15 @@ def name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def report(peers: Peers) -> str:
-    """The whole table, Markdown."""
-    head = ["| peer | s a picture | ours | s a picture | ratio |", "|---|---|---|---|---|"]
-    table = [*against_dalle_pytorch(peers), *against_min_dalle(peers)]
-    where = f"{platform.processor() or platform.machine()}, {peers.threads} threads, torch {torch.__version__}"
-    return "\n".join([*head, *table, "", *against_memory(peers), "", where])
+PARTS = {"dalle-pytorch": against_dalle_pytorch, "min-dalle": against_min_dalle, "memory": against_memory}
+
+
+def report(peers: Peers, parts: list[str]) -> None:
+    """Prints the rows of `parts`, Markdown, each part as soon as it is measured."""
+    print("| peer | s a picture | ours | s a picture | ratio |\n|---|---|---|---|---|")
+    for part in parts:
+        print("\n".join(PARTS[part](peers)), flush=True)
+    print(f"{platform.processor() or platform.machine()}, {peers.threads} threads, torch {torch.__version__}")
 
 
 def main() -> None:
@@ -174,11 +180,12 @@ def main() -> None:
     parser.add_argument("--fork_source", help="folder of dalle-pytorch 1.1.4")
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         peers = Peers(args.peers, args.fork_source, Path(folder), args.depth, args.threads)
-        print(report(peers))
+        report(peers, args.only)
 
 
 if __name__ == "__main__":
