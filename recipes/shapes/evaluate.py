@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dalle3 import load
 from dalle3.pipeline import Model
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--top_p", type=float, default=0.85, help="(default: 0.85)")
     parser.add_argument("--candidates", type=int, default=1, help="pictures drawn for CLIP to choose one (default: 1)")
     parser.add_argument("--middle", type=float, default=1.0, help="part of a scene a picture shows; quick's is 0.64")
-    parser.add_argument("--sheet", type=Path, help="write the first 64 pictures here")
+    parser.add_argument("--sheet", type=Path, help="write the first 64 pictures, with their captions, here")
     args = parser.parse_args()
     background = None if args.background == "any" else args.background
     scenes = Scenes(args.number, size=128, split="test", kind=args.kind, background=background).scenes
@@ -37,7 +38,8 @@ def main() -> None:
     scores = [check(widened(picture, args.middle), what) for picture, what in zip(pictures, scenes, strict=True)]
     print(*(f"{name} {np.mean([score[name] for score in scores]):.3f}" for name in scores[0]), sep="\n")
     if args.sheet is not None:
-        grid([picture.resize((96, 96)) for picture in pictures[:64]], 8).save(args.sheet)
+        shown = zip(pictures[:64], scenes, strict=False)
+        grid([labelled(picture, captions(what)[0]) for picture, what in shown], 8).save(args.sheet)
 
 
 def draw(model: Model, scenes: list[Scene], cond_scale: float, top_p: float, candidates: int) -> Iterator[Image.Image]:
@@ -48,6 +50,14 @@ def draw(model: Model, scenes: list[Scene], cond_scale: float, top_p: float, can
         yield model.generate(
             prompt, n=candidates, keep=keep, top_p=top_p, cond_scale=cond_scale, seed=number, batch_size=16
         )[0].image
+
+
+def labelled(picture: Image.Image, caption: str) -> Image.Image:
+    """A picture above its caption, 128 pixels wide."""
+    tile = Image.new("RGB", (128, 134), "white")
+    tile.paste(picture.resize((96, 96)), (16, 4))
+    ImageDraw.Draw(tile).text((64, 117), textwrap.fill(caption, 20), fill="black", anchor="mm", align="center")
+    return tile
 
 
 def widened(picture: Image.Image, middle: float) -> Image.Image:

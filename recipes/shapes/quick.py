@@ -1,4 +1,4 @@
-"""Trains the smallest complete model there is, in about two minutes on two cores: `python -m recipes.shapes.quick OUT`.
+"""Trains the smallest complete model there is, in under two minutes on two cores: `python -m recipes.shapes.quick OUT`.
 
 One coloured shape on white, 32 pixels, 8x8 codes. OUT becomes a model folder for `generate.py`: the DALLE with its
 text tokenizer, its image tokenizer in `codec/` and a CLIP that ranks in `clip/`. Everything goes through the training
