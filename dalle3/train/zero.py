@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,13 +143,6 @@ class DeepSpeed(Processes):
         """Says that another program's optimizer state is not taken over."""
         if self.rank == 0 and moments:
             warn(f"DeepSpeed divides the optimizer's state and takes over none: {NEW_MOMENTS}")
-
-    def finish(self) -> None:
-        """Ends this process: under stage 3 an ordinary end aborts, of threads that DeepSpeed leaves behind."""
-        torch.distributed.barrier()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 def _import() -> Any:
