@@ -6,28 +6,15 @@ import torch
 
 from dalle3.checkpoint import Checkpoint, save_checkpoint
 from dalle3.errors import CheckpointError
-from dalle3.models.clip import Clip, ClipConfig
+from dalle3.models.clip import Clip
 from dalle3.models.dalle_clip import DalleClip, DalleClipConfig
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle3.rerank import Ranker, load_clip, load_default_clip
 from dalle3.tokenizers.clip_bpe import ClipBPE
+from tests.tiny import CLIP as TINY
 
 GOLDEN = Path(__file__).parent / "golden"
 CPU = torch.device("cpu")
-TINY = ClipConfig(
-    embed_dim=8,
-    image_size=16,
-    patch_size=8,
-    vision_width=16,
-    vision_layers=1,
-    vision_heads=2,
-    context_length=6,
-    vocab_size=20,
-    text_width=16,
-    text_layers=1,
-    text_heads=2,
-    text_end="highest_id",
-)
 READS_BPE = dataclasses.replace(TINY, vocab_size=ClipBPE.vocab_size)
 
 

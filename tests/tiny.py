@@ -20,6 +20,21 @@ from diffusion.unet import UNetConfig
 WORDS = ("[UNK]", "a", "red", "blue", "circle", "square", "large", "small", "and", "star", "great")
 GRID, CODES = 4, 16
 
+CLIP = ClipConfig(  # that reads a caption at its highest id, as OpenAI's do
+    embed_dim=8,
+    image_size=16,
+    patch_size=8,
+    vision_width=16,
+    vision_layers=1,
+    vision_heads=2,
+    context_length=6,
+    vocab_size=20,
+    text_width=16,
+    text_layers=1,
+    text_heads=2,
+    text_end="highest_id",
+)
+
 
 def tokenizer() -> HuggingFace:
     """One id for each of `WORDS`."""

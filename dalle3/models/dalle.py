@@ -22,7 +22,7 @@ from dalle3.errors import CodesError, ConfigError, PromptError
 from dalle3.nn.attention import Attention, Record, stable_softmax
 from dalle3.nn.feedforward import GatedFeedForward
 from dalle3.nn.positions import ATTENTION_TYPES, GridRotary, TokenShift, attention_mask
-from dalle3.nn.transformer import Branch, Transformer
+from dalle3.nn.transformer import Branch, Transformer, layer_scale
 
 FF_MULT = 4
 STABLE_GRADIENT = 0.1  # share of the embedding gradient that passes under stable_softmax (CogView)
@@ -237,7 +237,7 @@ def build_transformer(config: DalleConfig) -> Transformer:
                 pre=nn.LayerNorm(config.dim),
                 shift=shift,
                 post=nn.LayerNorm(config.dim) if config.sandwich_norm else None,
-                scale=torch.full((config.dim,), _layer_scale(depth)),
+                scale=torch.full((config.dim,), layer_scale(depth)),
             )
             for fn in pair
         ]
@@ -285,8 +285,3 @@ def _shared(ids: tuple[int, ...] | None, config: DalleConfig, make) -> list[nn.M
             )
         modules.append(module)
     return modules
-
-
-def _layer_scale(depth: int) -> float:
-    """The first value of a layer's scale, by its depth from 1 (LayerScale, arXiv:2103.17239)."""
-    return 0.1 if depth <= 18 else 1e-5 if depth <= 24 else 1e-6

@@ -16,11 +16,9 @@ from dalle3.errors import ConfigError
 from dalle3.models.clip import fit
 from dalle3.nn.attention import Attention
 from dalle3.nn.feedforward import GatedFeedForward
-from dalle3.nn.transformer import Branch, Transformer
+from dalle3.nn.transformer import Branch, Transformer, layer_scale
 
 DIM_HEAD = 64  # dalle-pytorch's, in every CLIP it can build
-LAYER_SCALE = ((18, 0.1), (24, 1e-5))  # (last layer, initial scale), then DEEPEST_SCALE (arXiv:2103.17239)
-DEEPEST_SCALE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,13 +98,9 @@ def _transformer(dim: int, depth: int, *, heads: int) -> Transformer:
     return Transformer(
         [
             [
-                Branch(fn, pre=nn.LayerNorm(dim), scale=torch.full((dim,), _initial_scale(layer)))
+                Branch(fn, pre=nn.LayerNorm(dim), scale=torch.full((dim,), layer_scale(layer)))
                 for fn in (Attention(dim, heads, DIM_HEAD), GatedFeedForward(dim, 4 * dim))
             ]
             for layer in range(1, depth + 1)
         ]
     )
-
-
-def _initial_scale(layer: int) -> float:
-    return next((scale for last, scale in LAYER_SCALE if layer <= last), DEEPEST_SCALE)

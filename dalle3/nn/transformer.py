@@ -47,6 +47,11 @@ class Branch(nn.Module):
         return x if self.scale is None else x * self.scale
 
 
+def layer_scale(depth: int) -> float:
+    """The first value of a layer's scale, by its depth from 1 (LayerScale, arXiv:2103.17239)."""
+    return 0.1 if depth <= 18 else 1e-5 if depth <= 24 else 1e-6
+
+
 class Transformer(nn.Module):
     """Residual layers; `reversible` runs two streams and returns their mean (arXiv:2001.04451).
 

@@ -6,21 +6,7 @@ import torch
 from dalle3.checkpoint import Checkpoint, build
 from dalle3.errors import ConfigError, DependencyError, ImageError
 from dalle3.models.clip import Clip, ClipConfig, contrastive_loss, fit
-
-TINY = ClipConfig(
-    embed_dim=8,
-    image_size=16,
-    patch_size=8,
-    vision_width=16,
-    vision_layers=1,
-    vision_heads=2,
-    context_length=6,
-    vocab_size=20,
-    text_width=16,
-    text_layers=1,
-    text_heads=2,
-    text_end="highest_id",
-)
+from tests.tiny import CLIP as TINY
 
 
 @pytest.fixture(scope="module")
