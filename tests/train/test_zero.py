@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed"
 pytestmark = pytest.mark.slow
 
 CASES = ("plain", "stage0", "stage1", "stage2", "stage3", "autocast", "offload", "average", "native")
+NATIVE = {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}, "torch_autocast": {"enabled": False}}
 EXACT = ("stage0", "stage1", "stage2", "stage3", "offload")  # the arithmetic of one device
 
 
@@ -30,6 +32,7 @@ def train(folder: Path, steps: int, cases: tuple[str, ...], *, processes: int = 
 def runs(tmp_path_factory) -> Path:
     """Four steps of each case; in `cut`, steps 3 and 4 made by other processes than 1 and 2."""
     whole, cut = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("cut")
+    (whole / "native.json").write_text(json.dumps(NATIVE))
     train(whole, 4, CASES)
     shutil.copytree(whole, cut, dirs_exist_ok=True)
     for case in CASES:
