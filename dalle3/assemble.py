@@ -11,7 +11,8 @@ import torch
 
 from dalle3.checkpoint import Checkpoint, build, describe_codec
 from dalle3.config import option
-from dalle3.convert.roles import CODEC, DALLE, read_as
+from dalle3.convert.lora import base_of, is_adapter, joined
+from dalle3.convert.roles import CODEC, DALLE, LORA, read_as
 from dalle3.errors import CheckpointError, ConfigError
 from dalle3.models.dalle import Dalle, DalleConfig
 from dalle3.models.image_tokenizer import ImageTokenizer
@@ -28,8 +29,11 @@ class Parts:
 
     dalle_path: Path | None = option(
         None,
-        help="the DALLE: a dalle3 folder, a dalle.pt of DALLE-pytorch, a DeepSpeed folder (default: the default model)",
+        help="the DALLE: a dalle3 folder or adapter, a dalle.pt of DALLE-pytorch, a DeepSpeed folder "
+        "(default: the default model)",
     )
+    lora: Path | None = option(None, help="a LoRA adapter (default of --dalle_path: the DALLE it was trained beside)")
+    lora_scale: float = option(1.0, help="how strong the adapter is: 1 as it was trained, 0 not at all")
     vae_path: Path | None = option(
         None,
         help="the image tokenizer, where it is not in the same file: a dalle3 folder, a vae.pt, a taming .ckpt, "
@@ -62,6 +66,8 @@ class Parts:
 def load(
     path: str | Path | None = None,
     *,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
     vae: str | Path | None = None,
     vae_config: str | Path | None = None,
     clip: str | Path | None = None,
@@ -75,6 +81,7 @@ def load(
 
     Args:
         path: a dalle3 folder, a `dalle.pt` of DALLE-pytorch or the DALL-3 fork, or a DeepSpeed folder.
+        lora: a LoRA adapter, added to the DALLE `lora_scale` times.
         vae: the image tokenizer, where `path` does not hold it; with `vae_config`, the .yaml of a taming .ckpt.
         clip: the CLIP that ranks: a folder, a name on the Hugging Face hub, or an archive like `ViT-B-16.pt`.
         bpe_path: the text tokenizer, where `path` does not hold it; `hug` and `chinese` say of what kind.
@@ -85,6 +92,8 @@ def load(
     """
     parts = Parts(
         dalle_path=_path(path),
+        lora=_path(lora),
+        lora_scale=lora_scale,
         vae_path=_path(vae),
         vqgan_config_path=_path(vae_config),
         clip=None if clip is None else str(clip),
@@ -105,10 +114,10 @@ def assemble(parts: Parts) -> Model:
     """
     device = pick_device(parts.device)
     dtype = pick_dtype(parts.dtype, device)
-    path = parts.dalle_path or default_model()
-    checkpoint = read_as(path, DALLE, flag="--dalle_path")
+    path, adapter = find_dalle(parts)
+    checkpoint = read_dalle(path, adapter, scale=parts.lora_scale)
     codec, codec_path = read_codec(parts, checkpoint, path)
-    tokenizer = read_words(parts, checkpoint, path)
+    tokenizer = read_words(parts, checkpoint, adapter or path)
     check_codec(checkpoint, codec, dalle_path=path, codec_path=codec_path)
     check_tokenizer(checkpoint.config, tokenizer, dalle_path=path)
     return Model(
@@ -118,6 +127,37 @@ def assemble(parts: Parts) -> Model:
         open_clip=partial(_open_clip, parts.clip, path, tokenizer=tokenizer, device=device),
         checkpoints={"dalle": checkpoint, "codec": codec},
     )
+
+
+def find_dalle(parts: Parts) -> tuple[Path, Path | None]:
+    """Where the DALLE is, beside which its other parts may lie, and where its adapter is, if there is one.
+
+    Raises:
+        CheckpointError: there is no default model, or the DALLE of an adapter is not where it was.
+        ConfigError: two flags name an adapter, or there is none to give a scale to.
+    """
+    path, adapter = parts.dalle_path, parts.lora
+    if path is not None and is_adapter(path):
+        if adapter is not None:
+            raise ConfigError(f"--dalle_path {path} is a LoRA adapter, and --lora names one too; leave one out")
+        path, adapter = None, path
+    if adapter is not None:
+        read_as(adapter, LORA, flag="--lora")
+        return path or base_of(adapter), adapter
+    if parts.lora_scale != 1:
+        raise ConfigError("--lora_scale is of use with a LoRA adapter only; name one with --lora")
+    return path or default_model(), None
+
+
+def read_dalle(path: Path, adapter: Path | None, *, scale: float) -> Checkpoint:
+    """The DALLE at `path`, with the adapter added to its weights `scale` times.
+
+    Raises:
+        CheckpointError: one is missing, broken or of the wrong kind, or they do not belong together.
+    """
+    if adapter is None:
+        return read_as(path, DALLE, flag="--dalle_path")
+    return joined(adapter, base_path=path, scale=scale)
 
 
 def default_model() -> Path:

@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 import torch
 
-from dalle3.assemble import Parts, default_model
+from dalle3.assemble import Parts, find_dalle
 from dalle3.checkpoint import CODEC as CODEC_FOLDER
 from dalle3.checkpoint import Checkpoint, build, describe_codec, is_checkpoint, verify
 from dalle3.config import option
@@ -155,7 +155,7 @@ def add_second_stage(model: Model, parts: Parts, stage: SecondStage, *, enlarges
     Raises:
         Dalle3Error: as `assemble_decoder`.
     """
-    folder = parts.dalle_path or default_model()
+    folder, _ = find_dalle(parts)
     path = stage.decoder or folder / DECODER_FOLDER
     if stage.decoder is None and not is_checkpoint(path):
         raise CheckpointError(f"{folder} has no diffusion decoder in {DECODER_FOLDER}/; pass one as --decoder")

@@ -38,6 +38,7 @@ CONFIG, WEIGHTS, CODEC = "config.json", "model.safetensors", "codec"
 # kind -> module, configuration, network. A table, so that reading one kind imports only that kind.
 KINDS = {
     "dalle": ("dalle3.models.dalle", "DalleConfig", "Dalle"),
+    "dalle_lora": ("dalle3.models.dalle_lora", "DalleLoraConfig", "DalleLora"),
     "gumbel_vq": ("dalle3.models.vqgan", "GumbelVQConfig", "GumbelVQ"),
     "vqgan": ("dalle3.models.vqgan", "VQGANConfig", "VQGAN"),
     "discrete_vae": ("dalle3.models.discrete_vae", "DiscreteVAEConfig", "DiscreteVAE"),

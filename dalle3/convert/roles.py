@@ -8,6 +8,8 @@ from pathlib import Path
 from dalle3.checkpoint import CODECS, Checkpoint
 from dalle3.convert import read
 from dalle3.convert.guided_diffusion import Layout, LayoutError
+from dalle3.convert.lora import KIND as LORA_KIND
+from dalle3.convert.lora import joined
 from dalle3.errors import CheckpointError
 
 
@@ -27,19 +29,20 @@ class Role:
 
 
 DALLE = Role(name="a DALLE", kinds=("dalle",), flag="--dalle_path")
+LORA = Role(name="a LoRA adapter", kinds=(LORA_KIND,), flag="--lora")
 CODEC = Role(name="an image tokenizer", kinds=CODECS, flag="--vae_path")
 CLIP = Role(name="a CLIP", kinds=("clip", "dalle_clip"), flag="--clip")
 DECODER = Role(
     name="a diffusion decoder", kinds=("unet",), flag="--model_path of decode.py or --decoder of generate.py"
 )
 UPSAMPLER = Role(name="an upsampler", kinds=("super_res_unet",), flag="--upsampler")
-ROLES = (DALLE, CODEC, CLIP, DECODER, UPSAMPLER)
+ROLES = (DALLE, LORA, CODEC, CLIP, DECODER, UPSAMPLER)
 
 
 def read_as(
     path: Path, *roles: Role, flag: str, config_path: Path | None = None, layout: Layout | None = None
 ) -> Checkpoint:
-    """The checkpoint at `path`, which takes one of `roles`.
+    """The checkpoint at `path`, which takes one of `roles`; an adapter with its DALLE is a DALLE.
 
     Args:
         path: as `convert.read` takes it.
@@ -56,6 +59,8 @@ def read_as(
         if DECODER in roles or UPSAMPLER in roles:
             raise
         raise _swapped(path, error.kind, roles, flag) from None
+    if checkpoint.kind == LORA_KIND and DALLE in roles:
+        return joined(path)
     check_role(checkpoint, *roles, path=path, flag=flag)
     return checkpoint
 

@@ -18,7 +18,9 @@ from dalle3.data.loader import Batch
 from dalle3.decoding import Decoder
 from dalle3.errors import ConfigError
 from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.models.dalle_lora import DalleLoraConfig, adapted
 from dalle3.models.image_tokenizer import ImageTokenizer
+from dalle3.nn.lora import Adapters
 from dalle3.sampling import Sampling
 from dalle3.tokenizers.base import Tokenizer
 from dalle3.train.task import Metrics, Preview, to_pil, to_unit
@@ -64,15 +66,21 @@ class DalleTask:
 
     def __init__(self, dalle: Dalle, codec: ImageTokenizer, tokenizer: Tokenizer, config: DalleTaskConfig) -> None:
         check_vocabularies(dalle.config, codec, tokenizer)
-        self.model, self.tokenizer, self.config = dalle, tokenizer, config
+        self.model: nn.Module = dalle
+        self.dalle, self.tokenizer, self.config = dalle, tokenizer, config
         self.objective = DalleObjective(dalle)
         assert isinstance(codec, nn.Module)
         self.codec = codec.eval().requires_grad_(False)
         self._codec_checkpoint = Checkpoint(kind=codec.kind, config=codec.config, state=codec.state_dict())
 
+    @property
+    def tokens_per_sample(self) -> int:
+        """Of caption and picture, the first of which stands for <bos>."""
+        return self.dalle.config.text_len + self.dalle.config.image_seq_len
+
     def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
         """Captions, some of them left out, and codes."""
-        device, config = next(self.model.parameters()).device, self.model.config
+        device, config = next(self.dalle.parameters()).device, self.dalle.config
         rows = caption_rows(self.tokenizer, batch.captions, config.text_seq_len, truncate=self.config.truncate_captions)
         rows = drop_rows(rows, self.config.caption_dropout, rng=rng)
         return {"text": rows.to(device), "codes": self.codes(batch.content.to(device))}
@@ -88,8 +96,8 @@ class DalleTask:
         return Preview(images=to_pil(torch.cat([seen, drawn])), columns=len(batch.captions))
 
     def _draw(self, captions: tuple[str, ...], seed: int) -> Tensor:
-        rows = caption_rows(self.tokenizer, captions, self.model.config.text_seq_len, truncate=True)
-        decoder, sampling = Decoder(self.model), Sampling(top_p=PREVIEW_TOP_P)
+        rows = caption_rows(self.tokenizer, captions, self.dalle.config.text_seq_len, truncate=True)
+        decoder, sampling = Decoder(self.dalle), Sampling(top_p=PREVIEW_TOP_P)
         drawn = [
             decoder.draw(decoder.read(row), sampling, seed=seed, indices=[index]) for index, row in enumerate(rows)
         ]
@@ -104,19 +112,46 @@ class DalleTask:
         """The DALLE with its image tokenizer, so that the folder alone can draw."""
         return Checkpoint(
             kind="dalle",
-            config=self.model.config,
+            config=self.dalle.config,
             state=state,
             codec=self._codec_checkpoint,
-            codec_info=describe_codec(self._codec_checkpoint, grid=self.model.config.image_grid),
+            codec_info=self._codec_info(),
         )
 
     def check_codes_of(self, made_by: Codec) -> None:
         """Raises ConfigError unless codes come from this image tokenizer."""
-        ours = describe_codec(self._codec_checkpoint, grid=self.model.config.image_grid)
+        ours = self._codec_info()
         if made_by != Codec(**ours):
             raise ConfigError(
                 f"the codes were made by {made_by}, and --vae_path is {ours}; pass the one that made them"
             )
+
+    def _codec_info(self) -> dict[str, Any]:
+        return describe_codec(self._codec_checkpoint, grid=self.dalle.config.image_grid)
+
+
+class DalleLoraTask(DalleTask):
+    """Adapters beside a DALLE that stays as it is, on what `DalleTask` is trained on.
+
+    Raises:
+        ConfigError: as `DalleTask`, and where an adapter is wanted of no layer there is.
+    """
+
+    def __init__(
+        self,
+        dalle: Dalle,
+        codec: ImageTokenizer,
+        tokenizer: Tokenizer,
+        config: DalleTaskConfig,
+        *,
+        lora: DalleLoraConfig,
+    ) -> None:
+        super().__init__(adapted(dalle, lora), codec, tokenizer, config)
+        self.model, self.lora = Adapters(dalle), lora
+
+    def checkpoint(self, state: dict[str, Tensor]) -> Checkpoint:
+        """The adapters alone; DALLE and image tokenizer are where they were."""
+        return Checkpoint(kind="dalle_lora", config=self.lora, state=state, codec_info=self._codec_info())
 
 
 def check_vocabularies(config: DalleConfig, codec: ImageTokenizer, tokenizer: Tokenizer) -> None:
