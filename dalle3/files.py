@@ -20,7 +20,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         OutputError: the disk is full, or the place cannot be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with _reported(path):
+    with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
@@ -39,7 +39,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path} exists already; name another folder or remove it first")
     partial = partial_folder(path)
-    with _reported(path):
+    with reported(path):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -54,6 +54,22 @@ def partial_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds `folder` against other processes that ask the same of it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks; there one run at a time
+        yield
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
@@ -64,7 +80,12 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def reported(path: Path) -> Iterator[None]:
+    """Says of what goes wrong within that `path` was not written, and why.
+
+    Raises:
+        OutputError: the disk is full, or the place cannot be written.
+    """
     try:
         yield
     except OutputError:

@@ -6,12 +6,10 @@ outputs/a_red_circle/caption.txt 0.png 0.npy    `0-0.3127.png` where CLIP ranked
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -22,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dalle3.errors import OutputError
-from dalle3.files import whole_file
+from dalle3.files import locked, whole_file
 from dalle3.log import note
 
 NUMBERED = re.compile(r"(\d+)(-.*)?\.(png|npy|jpg)")
@@ -108,7 +106,7 @@ class Gallery:
             OutputError: the disk is full or the place cannot be written; what was written before stays whole.
         """
         folder = self._folder(prompt)
-        with _locked(folder):
+        with locked(folder):
             number = self._number(folder, place)
             score = "" if picture.score is None else f"-{picture.score:.4f}"
             path = folder / f"{number}{score}.png"
@@ -200,19 +198,3 @@ def append_line(path: Path, line: str) -> None:
 def _save_codes(path: Path, codes: np.ndarray) -> None:
     with whole_file(path) as partial, partial.open("wb") as file:
         np.save(file, codes.astype(np.int64).reshape(-1), allow_pickle=False)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds `folder` against other processes, so that two runs of one prompt never take the same number."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks; there one run at a time
-        yield
-        return
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)

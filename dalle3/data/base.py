@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from PIL import Image
 
 from dalle3.errors import DataError
 
@@ -44,13 +47,39 @@ class Source(Protocol[T_co]):
         ...
 
 
-def caption_lines(text: str, *, where: str) -> tuple[str, ...]:
-    """The captions of a text file: one for each line that is not blank.
+@runtime_checkable
+class PictureFiles(Source[Image.Image], Protocol):
+    """A data set of stored pictures."""
 
-    Raises:
-        BrokenSampleError: there is none.
-    """
-    captions = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not captions:
-        raise BrokenSampleError(f"{where}: the caption is empty")
-    return captions
+    at_least: int | None  # see `reduced`
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of a picture, which is not read.
+
+        Raises:
+            BrokenSampleError: they cannot be read, or there are none where they are needed.
+        """
+        ...
+
+    def num_bytes(self) -> int:
+        """The bytes of all pictures as they are stored."""
+        ...
+
+
+def reduced(source: PictureFiles, at_least: int) -> PictureFiles:
+    """The same data set, whose large JPEGs are decoded smaller, but with sides of `at_least` pixels."""
+    other = copy.copy(source)
+    other.at_least = at_least
+    return other
+
+
+def caption_lines(text: str) -> tuple[str, ...]:
+    """The captions of a text file: one for each line that is not blank."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def json_captions(row: dict[str, Any]) -> tuple[str, ...]:
+    """The captions in an object's `captions` or `caption`, a text or a list of texts."""
+    found = row.get("captions") or row.get("caption") or ()
+    texts = [found] if isinstance(found, str) else found
+    return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from dalle3.data.base import PICTURES, BrokenSampleError, Sample, caption_lines
+from dalle3.data.base import PICTURES, BrokenSampleError, Sample, caption_lines, json_captions
 from dalle3.data.transforms import decode_picture
 from dalle3.errors import DataError
 
@@ -25,30 +27,46 @@ class CaptionedFolder:
     def __init__(self, folder: Path, *, needs_captions: bool = True) -> None:
         if not folder.is_dir():
             raise DataError(f"{folder} is not a folder; pass the folder that holds the pictures")
-        self.folder = folder
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        pictures, texts = [path for path in files if path.suffix.lower() in PICTURES], set(files)
-        self.captioned = {path for path in pictures if path.with_suffix(".txt") in texts}
-        self.paths = [path for path in pictures if path in self.captioned or not needs_captions]
-        self.skipped = [f"{path}: no caption file beside it" for path in pictures if path not in set(self.paths)]
+        self.folder, self.needs_captions = folder, needs_captions
+        self.at_least: int | None = None
+        found = sorted(_pictures(folder), key=lambda picture: picture[0].split(os.sep))
+        self.paths = [path for path, captioned in found if captioned or not needs_captions]
+        self.captioned = bytearray(captioned for _, captioned in found if captioned or not needs_captions)
+        uncaptioned = [path for path, captioned in found if needs_captions and not captioned]
+        self.skipped = [f"{folder / path}: no caption file beside it" for path in uncaptioned]
         if not self.paths:
-            raise DataError(_nothing(folder, pictures=len(pictures)))
+            raise DataError(_nothing(folder, pictures=len(found)))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def name(self, index: int) -> str:
         """The picture's path."""
-        return str(self.paths[index])
+        return str(self.folder / self.paths[index])
+
+    def num_bytes(self) -> int:
+        """The bytes of all pictures as they are stored."""
+        return sum(_size(self.folder / path) for path in self.paths)
 
     def load(self, index: int) -> Sample[Image.Image]:
         """The picture and its captions."""
-        path = self.paths[index]
-        picture = decode_picture(_read(path), where=str(path))
-        if path not in self.captioned:
-            return Sample(content=picture)
-        text = _read(path.with_suffix(".txt")).decode(errors="replace")
-        return Sample(content=picture, captions=caption_lines(text, where=str(path.with_suffix(".txt"))))
+        path = self.folder / self.paths[index]
+        picture = decode_picture(_read(path), where=str(path), at_least=self.at_least)
+        return Sample(content=picture, captions=self.captions(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of a picture, which is not read.
+
+        Raises:
+            BrokenSampleError: they cannot be read, or there are none where they are needed.
+        """
+        if not self.captioned[index]:
+            return ()
+        path = (self.folder / self.paths[index]).with_suffix(".txt")
+        captions = caption_lines(_read(path).decode(errors="replace"))
+        if self.needs_captions and not captions:
+            raise BrokenSampleError(f"{path}: the caption is empty")
+        return captions
 
 
 class CaptionList:
@@ -62,10 +80,12 @@ class CaptionList:
         if not path.is_file():
             raise DataError(f"{path} does not exist; pass a .jsonl file whose lines have `image` and `caption`")
         self.path, self.skipped = path, []
-        self.rows: list[tuple[Path, tuple[str, ...]]] = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                self._add(line, f"{path}, line {number}", needs_captions=needs_captions)
+        self.at_least: int | None = None
+        self.rows: list[tuple[str, tuple[str, ...]]] = []
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    self._add(line, f"{path}, line {number}", needs_captions=needs_captions)
         if not self.rows:
             raise DataError(f"{path} names no picture that can be used; {len(self.skipped)} lines were skipped")
 
@@ -74,12 +94,21 @@ class CaptionList:
 
     def name(self, index: int) -> str:
         """The picture's path."""
-        return str(self.rows[index][0])
+        return str(self.path.parent / self.rows[index][0])
+
+    def num_bytes(self) -> int:
+        """The bytes of all pictures as they are stored; one that is missing has none."""
+        return sum(_size(self.path.parent / name) for name, _ in self.rows)
 
     def load(self, index: int) -> Sample[Image.Image]:
         """The picture and its captions."""
-        path, captions = self.rows[index]
-        return Sample(content=decode_picture(_read(path), where=str(path)), captions=captions)
+        name, captions = self.rows[index]
+        path = self.path.parent / name
+        return Sample(content=decode_picture(_read(path), where=str(path), at_least=self.at_least), captions=captions)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of a picture, which is not read."""
+        return self.rows[index][1]
 
     def _add(self, line: str, where: str, *, needs_captions: bool) -> None:
         row = _json_object(line, where)
@@ -89,14 +118,18 @@ class CaptionList:
         if needs_captions and not captions:
             self.skipped.append(f"{where}: no caption")
         else:
-            self.rows.append((self.path.parent / row["image"], captions))
+            self.rows.append((row["image"], captions))
 
 
-def json_captions(row: dict[str, Any]) -> tuple[str, ...]:
-    """The captions in an object's `captions` or `caption`, a text or a list of texts."""
-    found = row.get("captions") or row.get("caption") or ()
-    texts = [found] if isinstance(found, str) else found
-    return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
+def _pictures(folder: Path) -> Iterator[tuple[str, bool]]:
+    """The paths of the pictures below a folder, relative to it, and whether a .txt stands beside each."""
+    for place, _, files in os.walk(folder):
+        inside = os.path.relpath(place, folder)
+        texts = {name[: -len(".txt")] for name in files if name.endswith(".txt")}
+        for name in files:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in PICTURES:
+                yield os.path.normpath(os.path.join(inside, name)), stem in texts
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
@@ -114,6 +147,10 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BrokenSampleError(f"{path}: {error.strerror}") from None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _nothing(folder: Path, *, pictures: int) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dalle3.data.base import BrokenSampleError, Source
+from dalle3.data.base import BrokenSampleError, PictureFiles, Source, reduced
+from dalle3.data.transforms import Crop
 from dalle3.errors import DataError
 from dalle3.runtime import generator
 
@@ -53,7 +54,7 @@ class Stream(Generic[T]):
     """The endless stream of a source: `stream[p]` is the example at position p."""
 
     def __init__(self, source: Source[T], transform: Callable[[T, torch.Generator], Tensor], *, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+        self.source, self.transform, self.seed = _no_larger_than_needed(source, transform), transform, seed
 
     def __getitem__(self, position: int) -> Example:
         """The example at `position`; a broken sample's place is taken by the next in the order.
@@ -104,6 +105,12 @@ def collate(examples: list[Example]) -> Batch:
         captions=tuple(example.caption for example in examples),
         skipped=tuple(line for example in examples for line in example.skipped),
     )
+
+
+def _no_larger_than_needed(source: Source[T], transform: Callable[[T, torch.Generator], Tensor]) -> Source[T]:
+    if isinstance(transform, Crop) and isinstance(source, PictureFiles):
+        return cast(Source[T], reduced(source, transform.at_least))
+    return source
 
 
 class _Positions:

@@ -1,52 +1,37 @@
 """WebDataset tars, read at random through an index of offsets.
 
-A sample is the run of members that share a name up to the first dot of its last part: `000.png`, `000.txt`.
+A sample is the members that share a name up to the first dot of its last part: `000.png`, `000.txt`.
+
+Shapes: N samples.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
-import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
+import numpy as np
 from PIL import Image
 
-from dalle3.data.base import PICTURES, BrokenSampleError, Sample, caption_lines
-from dalle3.data.folder import json_captions
+from dalle3.data.base import PICTURES, BrokenSampleError, Sample, caption_lines, json_captions
+from dalle3.data.tar_members import DamagedTarError, Member, read_members
 from dalle3.data.transforms import decode_picture
 from dalle3.errors import DataError
 
 TEXTS = ("txt", "json")
+NO_TEXT = -1
 _GZIP = b"\x1f\x8b"
-
-
-@dataclass(frozen=True)
-class Span:
-    """Where a member's bytes lie in its tar."""
-
-    offset: int
-    size: int
-
-
-@dataclass
-class Entry:
-    """One sample: its tar, its key, and its members by suffix."""
-
-    tar: Path
-    key: str
-    members: dict[str, Span] = field(default_factory=dict)
+_COLUMNS = 5  # offset and size of the picture, which suffix the captions have, their offset and size
 
 
 class TarShards:
     """The samples of uncompressed tars, in the order of the tars.
 
+    The index takes 40 bytes a sample and the longest key's length, which processes that read ahead share.
+
     Args:
-        tars: the files; `expand` makes them from a pattern.
+        tars: the files; `open_pictures` makes them from a pattern.
         columns: the suffixes of picture and caption, such as ("jpg", "txt"); empty takes any picture and the caption
             from txt, else from json (`captions` or `caption`).
         needs_captions: leave out samples without a caption.
@@ -55,85 +40,95 @@ class TarShards:
     """
 
     def __init__(self, tars: Sequence[Path], *, columns: tuple[str, ...] = (), needs_captions: bool = True) -> None:
+        self.tars, self.needs_captions = list(tars), needs_captions
         self.picture_suffixes = columns[:1] or tuple(sorted(suffix[1:] for suffix in PICTURES))
         self.text_suffixes = columns[1:2] or TEXTS
-        self.needs_captions, self.skipped = needs_captions, []
-        found = [entry for tar in tars for entry in self._index(tar)]
-        self.entries = [entry for entry in found if self._usable(entry)]
-        if not self.entries:
+        self.skipped: list[str] = []
+        self.at_least: int | None = None
+        indexed = [self._index(tar) for tar in self.tars]
+        self._starts = np.cumsum([0, *(len(rows) for rows, _ in indexed)])
+        self._rows = np.concatenate([rows for rows, _ in indexed])  # (N, _COLUMNS)
+        self._keys = np.concatenate([keys for _, keys in indexed])
+        if not len(self):
             wanted = f"a picture ({', '.join(self.picture_suffixes)}) and a caption ({', '.join(self.text_suffixes)})"
-            raise DataError(f"none of {len(found)} samples in {len(tars)} tars has {wanted}; name them with --wds")
+            found = f"none of {len(self.skipped)} samples in {len(self.tars)} tars has {wanted}; name them with --wds"
+            raise DataError(f"{found} (first: {self.skipped[0]})" if self.skipped else found)
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self._rows)
 
     def name(self, index: int) -> str:
         """The sample as tar and key."""
-        return f"{self.entries[index].tar}:{self.entries[index].key}"
+        return f"{self._tar(index)}:{self._keys[index].decode(errors='surrogateescape')}"
+
+    def num_bytes(self) -> int:
+        """The bytes of all pictures as they are stored."""
+        return int(self._rows[:, 1].sum())
 
     def load(self, index: int) -> Sample[Image.Image]:
         """The picture and its captions."""
-        entry, where = self.entries[index], self.name(index)
-        content = _read(entry.tar, entry.members[_first(entry, self.picture_suffixes) or ""])
-        picture = decode_picture(content, where=where)
-        suffix = _first(entry, self.text_suffixes)
-        captions = _captions(_read(entry.tar, entry.members[suffix]), suffix, where) if suffix else ()
+        offset, size = self._rows[index, :2].tolist()
+        picture = decode_picture(_read(self._tar(index), offset, size), where=self.name(index), at_least=self.at_least)
+        return Sample(content=picture, captions=self.captions(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of a picture, which is not read.
+
+        Raises:
+            BrokenSampleError: they cannot be read, or there are none where they are needed.
+        """
+        which, offset, size = self._rows[index, 2:].tolist()
+        where, captions = self.name(index), ()
+        if which != NO_TEXT:
+            content = _read(self._tar(index), offset, size).decode(errors="replace")
+            captions = _captions(content, self.text_suffixes[which], where)
         if self.needs_captions and not captions:
             raise BrokenSampleError(f"{where}: the caption is empty")
-        return Sample(content=picture, captions=captions)
+        return captions
 
-    def _index(self, tar: Path) -> list[Entry]:
-        entries: dict[str, Entry] = {}
-        for name, span in self._members(tar):
-            key, suffix = _split(name)
-            entries.setdefault(key, Entry(tar, key)).members[suffix] = span
-        return list(entries.values())
+    def _tar(self, index: int) -> Path:
+        return self.tars[int(np.searchsorted(self._starts, index, side="right")) - 1]
 
-    def _members(self, tar: Path) -> Iterator[tuple[str, Span]]:
+    def _index(self, tar: Path) -> tuple[np.ndarray, np.ndarray]:
+        """The samples of a tar that can be used: rows (N, _COLUMNS), int64, and keys (N,)."""
+        rows, keys = [], []
+        for key, members in self._samples(tar).items():
+            row = self._row(members)
+            reason = "no picture" if row is None else "no caption" if self.needs_captions and row[2] == NO_TEXT else ""
+            if reason:
+                self.skipped.append(f"{tar}:{key}: {reason}")
+            else:
+                rows.append(row)
+                keys.append(key.encode(errors="surrogateescape"))
+        return np.array(rows, np.int64).reshape(-1, _COLUMNS), np.array(keys, np.bytes_)
+
+    def _row(self, members: dict[str, Member]) -> tuple[int, int, int, int, int] | None:
+        picture = next((members[suffix] for suffix in self.picture_suffixes if suffix in members), None)
+        if picture is None:
+            return None
+        which = next((i for i, suffix in enumerate(self.text_suffixes) if suffix in members), NO_TEXT)
+        text = members[self.text_suffixes[which]] if which != NO_TEXT else Member("", 0, 0)
+        return picture.offset, picture.size, which, text.offset, text.size
+
+    def _samples(self, tar: Path) -> dict[str, dict[str, Member]]:
+        samples: dict[str, dict[str, Member]] = {}
+        for member in self._members(tar):
+            key, suffix = _split(member.name)
+            samples.setdefault(key, {})[suffix] = member
+        return samples
+
+    def _members(self, tar: Path) -> Iterator[Member]:
         if not tar.is_file():
             raise DataError(f"{tar} does not exist; check the path and the braces of the pattern")
-        with tar.open("rb") as file:
-            if file.read(2) == _GZIP:
-                raise DataError(f"{tar} is compressed and cannot be read at random; gunzip it first")
-            file.seek(0)
-            try:
-                yield from _spans(file, tar.stat().st_size)
-            except tarfile.ReadError as error:
-                self.skipped.append(f"{tar}: {error}; the samples before that are used")
-
-    def _usable(self, entry: Entry) -> bool:
-        if _first(entry, self.picture_suffixes) is None:
-            self.skipped.append(f"{entry.tar}:{entry.key}: no picture")
-        elif self.needs_captions and _first(entry, self.text_suffixes) is None:
-            self.skipped.append(f"{entry.tar}:{entry.key}: no caption")
-        else:
-            return True
-        return False
-
-
-def expand(pattern: str) -> list[Path]:
-    """The files of a pattern with braces, `{00..12}` and `{a,b}`, or of a folder, whose tars they are."""
-    if (folder := Path(pattern)).is_dir():
-        return sorted(folder.glob("*.tar"))
-    pieces = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [[piece] if i % 2 == 0 else _alternatives(piece) for i, piece in enumerate(pieces)]
-    return [Path("".join(parts)) for parts in itertools.product(*choices)]
-
-
-def _spans(file: BinaryIO, length: int) -> Iterator[tuple[str, Span]]:
-    with tarfile.open(fileobj=file, mode="r:") as opened:
-        for member in opened:
-            if member.isfile() and member.offset_data + member.size > length:
-                raise tarfile.ReadError("unexpected end of data")
-            if member.isfile():
-                yield member.name, Span(member.offset_data, member.size)
-
-
-def _alternatives(inside: str) -> list[str]:
-    if span := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
-        first, last = span.groups()
-        return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-    return inside.split(",")
+        try:
+            with tar.open("rb") as file:
+                if file.read(2) == _GZIP:
+                    raise DataError(f"{tar} is compressed and cannot be read at random; gunzip it first")
+            yield from read_members(tar)
+        except DamagedTarError as error:
+            self.skipped.append(f"{tar}: {error}; the samples before that are used")
+        except OSError as error:
+            raise DataError(f"{tar} cannot be read: {error.strerror}") from None
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -142,23 +137,21 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + stem, suffix.lower()
 
 
-def _first(entry: Entry, suffixes: Sequence[str]) -> str | None:
-    return next((suffix for suffix in suffixes if suffix in entry.members), None)
-
-
-def _read(tar: Path, span: Span) -> bytes:
+def _read(tar: Path, offset: int, size: int) -> bytes:
     try:
-        with tar.open("rb") as file:
-            file.seek(span.offset)
-            return file.read(span.size)
+        with tar.open("rb", buffering=0) as file:
+            file.seek(offset)
+            content = file.read(size)
     except OSError as error:
         raise BrokenSampleError(f"{tar}: {error.strerror}") from None
+    if len(content) < size:
+        raise BrokenSampleError(f"{tar}: it ends at byte {offset + len(content)} and did not when it was opened")
+    return content
 
 
-def _captions(content: bytes, suffix: str, where: str) -> tuple[str, ...]:
-    text = content.decode(errors="replace")
+def _captions(text: str, suffix: str, where: str) -> tuple[str, ...]:
     if not suffix.endswith("json"):
-        return caption_lines(text, where=where)
+        return caption_lines(text)
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:

@@ -88,6 +88,17 @@ def test_a_crop_is_a_square_within_the_picture(width, height, ratio, seed):
     assert 0 <= top < bottom <= height
 
 
+def test_a_large_jpeg_is_decoded_smaller_but_not_below_twice_what_it_becomes(tmp_path):
+    ramp = Image.linear_gradient("L").resize((900, 600)).convert("RGB")
+    ramp.save(tmp_path / "a.jpg", quality=95)
+    crop = Crop(64, CropConfig(random_resize_crop_lower_ratio=0.8))
+    source = CaptionedFolder(tmp_path, needs_captions=False)
+    whole, less = source.load(0).content, Stream(source, crop, seed=0).source.load(0).content
+    assert (whole.size, less.size, crop.at_least) == ((900, 600), (225, 150), 144)
+    expected, found = (crop(picture, generator(1)).float() for picture in (whole, less))
+    assert (expected - found).abs().max() <= 3  # of 255
+
+
 def test_pictures_are_mirrored_only_when_asked():
     picture = Image.new("RGB", (8, 8))
     picture.putpixel((0, 0), (255, 255, 255))

@@ -12,8 +12,8 @@ from PIL import Image
 from dalle3.data.base import BrokenSampleError
 from dalle3.data.codes import Codec, CodeShards, write_shard
 from dalle3.data.folder import CaptionedFolder, CaptionList
-from dalle3.data.open import open_pictures
-from dalle3.data.tars import TarShards, expand
+from dalle3.data.open import expand, open_pictures
+from dalle3.data.tars import TarShards
 from dalle3.errors import DataError
 from tests.data.conftest import png, write_tar
 
