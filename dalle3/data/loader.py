@@ -54,7 +54,7 @@ class Stream(Generic[T]):
     """The endless stream of a source: `stream[p]` is the example at position p."""
 
     def __init__(self, source: Source[T], transform: Callable[[T, torch.Generator], Tensor], *, seed: int) -> None:
-        self.source, self.transform, self.seed = _no_larger_than_needed(source, transform), transform, seed
+        self.source, self.transform, self.seed = no_larger_than_needed(source, transform), transform, seed
 
     def __getitem__(self, position: int) -> Example:
         """The example at `position`; a broken sample's place is taken by the next in the order.
@@ -107,7 +107,8 @@ def collate(examples: list[Example]) -> Batch:
     )
 
 
-def _no_larger_than_needed(source: Source[T], transform: Callable[[T, torch.Generator], Tensor]) -> Source[T]:
+def no_larger_than_needed(source: Source[T], transform: Callable[[T, torch.Generator], Tensor]) -> Source[T]:
+    """The source, which decodes its large JPEGs no larger than the crop to which they come needs them."""
     if isinstance(transform, Crop) and isinstance(source, PictureFiles):
         return cast(Source[T], reduced(source, transform.at_least))
     return source

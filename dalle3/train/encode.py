@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dalle3.checkpoint import Checkpoint, describe_codec
 from dalle3.data.base import BrokenSampleError, Source
 from dalle3.data.codes import Codec, codec_of_shard, write_shard
+from dalle3.data.loader import no_larger_than_needed
 from dalle3.errors import DataError
 from dalle3.log import warn
 from dalle3.models.image_tokenizer import ImageTokenizer
@@ -111,7 +112,7 @@ def _encode_shard(
     """Codes (N, h, w) and captions of the samples that can be read."""
     assert isinstance(codec, nn.Module)
     device = next(codec.parameters()).device
-    samples = _readable(source, transform, indices, seed)
+    samples = _readable(no_larger_than_needed(source, transform), transform, indices, seed)
     codes, captions = [], []
     while batch := list(islice(samples, BATCH)):
         codes.append(codec.encode(to_unit(torch.stack([picture for picture, _ in batch]), device)).cpu())
