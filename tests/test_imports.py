@@ -26,7 +26,17 @@ RANKS = (
     {"cli", "serve"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-HEAVY = {"transformers", "deepspeed", "webdataset", "gradio", "wandb", "torchvision", "diffusers", "accelerate"}
+HEAVY = {
+    "transformers",
+    "deepspeed",
+    "webdataset",
+    "gradio",
+    "wandb",
+    "tensorboard",
+    "torchvision",
+    "diffusers",
+    "accelerate",
+}
 UNPICKLES = "dalle3/convert/pickles.py"
 
 SOURCES = sorted(path for package in ("dalle3", "diffusion") for path in (ROOT / package).rglob("*.py"))

@@ -36,7 +36,7 @@ from dalle3.tokenizers.load import describe, load_tokenizer
 from dalle3.train.launch import LaunchConfig, local_device, meet
 from dalle3.train.loop import LoopConfig, train
 from dalle3.train.optim import OptimConfig
-from dalle3.train.run import Beginning, RunFolder
+from dalle3.train.run import Beginning, RunFolder, read_position
 from dalle3.train.seeds import seeded
 from dalle3.train.task import Task
 from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
@@ -46,6 +46,7 @@ from dalle3.train.tasks.diffusion import DiffusionTask, DiffusionTaskConfig
 from dalle3.train.tasks.upsampler import UpsamplerTask
 from dalle3.train.tasks.vae import VaeTask, VaeTaskConfig
 from dalle3.train.tasks.vqgan import GumbelTaskConfig, VqganTask, VqganTaskConfig
+from dalle3.train.trackers import TrackerConfig, open_trackers
 from diffusion.process import ProcessConfig
 from diffusion.unet import UNetConfig
 
@@ -53,8 +54,6 @@ HELP = "train a model on your own pictures"
 CAPTIONS_FOR_BPE = 100_000
 
 T = TypeVar("T")
-Log = Callable[[dict[str, Any]], None]
-Tracker = Callable[[dict[str, Any], Path], Log]  # from config.json and the folder to what takes rows of metrics
 Made = tuple[Task, Stream, dict[str, Any]]  # the task, its data, and what config.json says of them
 
 
@@ -126,7 +125,7 @@ def carry_out(
     optim: OptimConfig,
     args: argparse.Namespace,
     beginning: Beginning | None = None,
-    tracker: Tracker | None = None,
+    project: str = "",
 ) -> int:
     """Trains the task `name` in as many processes as the flags of `LaunchConfig` and the launcher say; returns 0."""
     task, stream, described = made
@@ -134,14 +133,25 @@ def carry_out(
     config = {"task": name, "seed": loop.seed, **described, "loop": to_dict(loop), "run": to_dict(place)}
     parallel = meet(from_args(LaunchConfig, args), loop, optim, device=local_device(loop.device))
     start = parallel.first(lambda: folder.begin(config, resume=place.resume))
-    if tracker is not None and parallel.rank == 0:
-        folder.also_log = tracker(config, place.out)
-    outcome = train(task, stream, loop, optim, run=folder, start=start or beginning, parallel=parallel)
+    parallel.first(lambda: _track(folder, args, config, project=project or f"dalle3_train_{name}", start=start))
+    try:
+        outcome = train(task, stream, loop, optim, run=folder, start=start or beginning, parallel=parallel)
+    finally:
+        folder.close()
     done = "done" if outcome.finished else "stopped early; --resume auto continues"
     if parallel.rank == 0:
         note(f"{done}: {outcome.checkpoint} holds the model after {outcome.step} steps")
     parallel.finish()
     return 0
+
+
+def _track(
+    folder: RunFolder, args: argparse.Namespace, config: dict[str, Any], *, project: str, start: Path | None
+) -> None:
+    """Gives the run the trackers of the flags."""
+    done = read_position(start).step if start is not None and start.resolve().parent == folder.path.resolve() else 0
+    asked = from_args(TrackerConfig, args)
+    folder.trackers = open_trackers(asked, folder.path, project=project, described=config, done=done)
 
 
 def make_vae(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
@@ -235,6 +245,7 @@ SHARED = {
     "optimizer": OptimConfig,
     "pictures": CropConfig,
     "processes": LaunchConfig,
+    "trackers": TrackerConfig,
 }
 ADVERSARY = {"discriminator": DiscriminatorConfig}
 DENOISER = {"model": UNetConfig, "process": ProcessConfig, "previews": HeldOut}

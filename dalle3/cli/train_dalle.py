@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -35,7 +33,7 @@ from dalle3.train.optim import OptimConfig
 from dalle3.train.run import Beginning, Position
 from dalle3.train.seeds import seeded
 from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
-from dalle3.train.trackers import wandb_log
+from dalle3.train.trackers import TrackerConfig
 
 WANDB_PROJECT = "dalle_train_transformer"
 HELP = "train a DALLE by the flags of DALLE-pytorch's train_dalle.py"
@@ -83,8 +81,6 @@ class OldFlags:
     lr_decay: bool = option(False, help="the same as --lr_schedule plateau")
     flops_profiler: bool = option(False, help="print the operations of one step, and end")
     distributed_backend: Literal["", "deepspeed", "dummy", "horovod"] = option("", help="deepspeed: as --deepspeed")
-    wandb_name: str = option("", help="log to Weights & Biases under this project")
-    wandb_entity: str = option("", help="team or user there")
 
 
 GROUPS = {
@@ -98,6 +94,7 @@ GROUPS = {
     "captions": DalleTaskConfig,
     "new model": DalleConfig,
     "processes": LaunchConfig,
+    "trackers": TrackerConfig,
 }
 
 
@@ -118,12 +115,8 @@ def run(args: argparse.Namespace) -> int:
     made, beginning = make(args, start, place, loop, device=local_device(loop.device))
     if old.flops_profiler:
         return _profile(made, loop)
-    tracker = None
-    if old.wandb_name or old.wandb_entity:
-        tracker = partial(_open_wandb, old)
-    return carry_out(
-        "dalle", made, place=place, loop=loop, optim=optim, args=args, beginning=beginning, tracker=tracker
-    )
+    given = {"place": place, "loop": loop, "optim": optim, "args": args}
+    return carry_out("dalle", made, **given, beginning=beginning, project=WANDB_PROJECT)
 
 
 def _translate(args: argparse.Namespace) -> None:
@@ -227,10 +220,6 @@ def _stand(checkpoint: Checkpoint, num_samples: int, loop: LoopConfig) -> Beginn
     consumed = int(training.get("epoch", 0)) * num_samples
     step = consumed // (loop.batch_size * loop.ga_steps * launched()[0])
     return Beginning(position=Position(step=step, consumed=consumed), moments=training.get("moments", {}))
-
-
-def _open_wandb(old: OldFlags, config: dict[str, Any], folder: Path) -> Callable[[dict[str, Any]], None]:
-    return wandb_log(old.wandb_name or WANDB_PROJECT, old.wandb_entity, config=config, folder=folder)
 
 
 def _profile(made: Made, loop: LoopConfig) -> int:

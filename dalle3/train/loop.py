@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,12 +19,15 @@ from dalle3.data.loader import Batch, Stream, batches, collate
 from dalle3.errors import ConfigError, TrainingError
 from dalle3.files import partial_folder, whole_folder
 from dalle3.log import note, warn
-from dalle3.runtime import generator
+from dalle3.runtime import DTYPES, generator
+from dalle3.train.endings import interruptible, lost_processes
 from dalle3.train.optim import Average, OptimConfig, learning_rate, make_optimizer
 from dalle3.train.parallel import Parallel
+from dalle3.train.progress import Progress, progress
 from dalle3.train.run import Beginning, Position, RunFolder, read_position, write_position
 from dalle3.train.seeds import seeded
 from dalle3.train.task import Task, grid
+from dalle3.train.throughput import Clock, Work, count, peak
 
 MIN_PLATEAU_RATE = 1e-6
 RAW = "weights.safetensors"
@@ -95,7 +95,10 @@ def train(
     """
     with lost_processes(run, parallel):
         trainer = _Trainer(task, stream, loop, optim, run=run, parallel=parallel, start=start)
-        with interruptible(speaks=parallel.rank == 0) as stop:
+        with (
+            interruptible(speaks=parallel.rank == 0) as stop,
+            progress(trainer.steps, done=trainer.position.step, speaks=parallel.rank == 0) as trainer.progress,
+        ):
             for batch in trainer.batches():
                 if trainer.finished or parallel.any(stop.is_set()):
                     break
@@ -104,47 +107,6 @@ def train(
     return Outcome(
         checkpoint=run.checkpoint(trainer.position.step), step=trainer.position.step, finished=trainer.finished
     )
-
-
-@contextlib.contextmanager
-def lost_processes(run: RunFolder, parallel: Parallel) -> Iterator[None]:
-    """Turns the failed exchange with a process that is no more into one line.
-
-    Raises:
-        TrainingError: which checkpoint to continue from.
-    """
-    try:
-        yield
-    except RuntimeError as error:  # gloo raises nothing more exact
-        ours = isinstance(error, TrainingError) or parallel.world == 1
-        if ours or not any(sign in str(error) for sign in ("gloo", "NCCL", "onnection")):
-            raise
-        kept = run.checkpoints()
-        where = f"the last checkpoint is {kept[-1]}; --resume auto continues there" if kept else "nothing is saved yet"
-        raise TrainingError(f"process {parallel.rank} of {parallel.world}: another process ended; {where}") from None
-
-
-@contextlib.contextmanager
-def interruptible(*, speaks: bool = True) -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts at once. Only the main thread can catch them."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, _frame: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if speaks:
-            note("stopping after this step and saving (Ctrl-C again to stop at once)")
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Trainer:
@@ -162,17 +124,31 @@ class _Trainer:
         self.task, self.stream, self.loop, self.optim = task, stream, loop, optim
         self.run, self.parallel = run, parallel
         self.steps = loop.total_steps(len(stream.source), parallel.world)
-        self.position, self.skipped = Position(), 0
+        self.position, self.skipped = _position(start), 0
+        self.progress: Progress
         self.average = Average(task.model, optim.ema_decay) if optim.ema_decay else None
         if isinstance(start, Path):
             self._load_weights(start)
+        self.clock = Clock(self._work()) if parallel.rank == 0 else None
         parallel.wrap(task.objective, make_optimizer(task.objective, optim))
         self._resume(start)
-        self.clock = _Clock()
 
     @property
     def finished(self) -> bool:
         return self.position.step >= self.steps
+
+    def _work(self) -> Work:
+        """What a sample asks of a device; says so."""
+        task, world, dtype = self.task, self.parallel.world, self.loop.dtype
+        operations = count(task, self.stream, seed=self.loop.seed, step=self.position.step).get_total_flops() // 2
+        best, known = peak(self.parallel.device, DTYPES[dtype])
+        weights = sum(parameter.numel() for parameter in task.model.parameters())
+        devices = f"{world} devices, each of" if world > 1 else "a device of"
+        note(
+            f"{weights / 1e6:.4g} M weights, {operations / 1e9:.4g} GFLOP a sample and step; "
+            f"{devices} {best / 1e9:.4g} GFLOP/s in {dtype} ({known})"
+        )
+        return Work(tokens=task.tokens_per_sample, operations=operations, peak=best * world)
 
     def batches(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step, from the run's position on."""
@@ -199,6 +175,7 @@ class _Trainer:
             raise TrainingError(self._diverged(metrics["loss"], norm))
         if self.average is not None:
             self.average.update(self._weights(), self.position.step)
+        self.progress.advance()
         self._report({**metrics, "grad_norm": norm, "learning_rate": rate})
         if self.position.step % self.loop.save_every_n_steps == 0:
             self.save()
@@ -242,16 +219,13 @@ class _Trainer:
         step, every = self.position.step, self.loop.sample_every_n_steps
         if step % self.loop.log_every_n_steps == 0 or self.finished:
             metrics = self.parallel.mean(metrics)
-            if self.parallel.rank == 0:
-                self._log({"step": step, **metrics, **self.clock.read(self.position, self.steps)})
+            if self.clock is not None:
+                row = {"step": step, **metrics, **self.clock.read(self.position, self.steps)}
+                self.run.log(row)
+                self.progress.show(row)
         due = every and (step % every == 0 or self.finished)
         if due and self.parallel.rank == 0 and not self.parallel.splits_weights:
             self._preview()
-
-    def _log(self, row: dict[str, Any]) -> None:
-        self.run.log(row)
-        shown = {name: value for name, value in row.items() if name not in ("step", "grad_norm", "learning_rate")}
-        note(f"step {row['step']}/{self.steps}  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
     def _preview(self) -> None:
         examples = [self.stream[place] for place in range(8)]
@@ -262,7 +236,9 @@ class _Trainer:
         if preview.images:
             self.run.save_sample(self.position.step, grid(preview.images, preview.columns))
         if preview.metrics:
-            self._log({"step": self.position.step, **preview.metrics})
+            row = {"step": self.position.step, **preview.metrics}
+            self.run.log(row)
+            self.progress.keep(row)
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -322,10 +298,8 @@ class _Trainer:
         """Takes up a run where it was left."""
         if isinstance(start, Path):
             self.parallel.load(start / "train")
-            self.position = read_position(start)
         elif start is not None:
             self.parallel.adopt([(p, start.moments.get(name)) for name, p in self.task.model.named_parameters()])
-            self.position = start.position
         if self.parallel.rank == 0:
             self.run.forget_after(self.position.step)
         if self.parallel.rank == 0 and start is not None:
@@ -352,31 +326,19 @@ class _Trainer:
         )
 
 
+def _position(start: Path | Beginning | None) -> Position:
+    if isinstance(start, Path):
+        return read_position(start)
+    return Position() if start is None else start.position
+
+
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def tensors_beside(objective: nn.Module, model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of an objective that are not its model's: only training needs them."""
+    """What changes in an objective and is not its model's: only training needs it."""
     models = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    every = (*objective.named_parameters(), *objective.named_buffers())
-    return {name: tensor for name, tensor in every if id(tensor) not in models}
-
-
-class _Clock:
-    """How fast a run goes, since it was last asked."""
-
-    def __init__(self) -> None:
-        self.time, self.consumed, self.step = time.perf_counter(), None, 0
-
-    def read(self, position: Position, steps: int) -> dict[str, float]:
-        now = time.perf_counter()
-        before, self.consumed = self.consumed, position.consumed
-        elapsed, self.time = now - self.time, now
-        done, self.step = position.step - self.step, position.step
-        if before is None or done <= 0 or elapsed <= 0:
-            return {}
-        return {
-            "samples_per_second": (position.consumed - before) / elapsed,
-            "minutes_left": (steps - position.step) * elapsed / done / 60,
-        }
+    trained = {name: tensor for name, tensor in objective.named_parameters() if tensor.requires_grad}
+    stored = {name: tensor for name, tensor in objective.named_buffers() if name in objective.state_dict()}
+    return {name: tensor for name, tensor in {**trained, **stored}.items() if id(tensor) not in models}

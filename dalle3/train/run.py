@@ -10,7 +10,6 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from torch import Tensor
 from dalle3.errors import ConfigError, TrainingError
 from dalle3.files import whole_file
 from dalle3.train.optim import Plateau
+from dalle3.train.trackers import Tracker
 
 STEP = re.compile(r"step-(\d{8})")
-FIXED = ("task", "model", "seed", "tokenizer", "codec")  # what a continued run may not change
+FIXED = ("task", "model", "seed", "tokenizer", "codec", "tuning")  # what a continued run may not change
 
 
 @dataclass
@@ -50,7 +50,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._metrics = path / "metrics.jsonl"
-        self.also_log: Callable[[dict[str, Any]], None] | None = None  # a tracker
+        self.trackers: list[Tracker] = []
 
     def begin(self, config: dict[str, Any], *, resume: str) -> Path | None:
         """The checkpoint to continue from, None for a new run; writes config.json.
@@ -85,11 +85,11 @@ class RunFolder:
             shutil.rmtree(old)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl."""
+        """Adds one line to metrics.jsonl, and tells the trackers."""
         with self._metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self.also_log is not None:
-            self.also_log(row)
+        for tracker in self.trackers:
+            tracker.log(row)
 
     def forget_after(self, step: int) -> None:
         """Drops the metrics of steps that a continued run makes again."""
@@ -100,9 +100,16 @@ class RunFolder:
             partial.write_text("".join(line + "\n" for line in lines))
 
     def save_sample(self, step: int, picture: Image.Image) -> None:
-        """Keeps what the model draws after `step` steps."""
+        """Keeps what the model draws after `step` steps, and shows it to the trackers."""
         with whole_file(self.path / "samples" / f"step-{step:08d}.png") as partial:
             picture.save(partial, "PNG")
+        for tracker in self.trackers:
+            tracker.picture(step, picture)
+
+    def close(self) -> None:
+        """Lets the trackers finish."""
+        for tracker in self.trackers:
+            tracker.close()
 
     def _start(self, resume: str) -> Path | None:
         found = self.checkpoints()

@@ -39,6 +39,11 @@ class Task(Protocol):
         ...
 
     @property
+    def tokens_per_sample(self) -> int:
+        """Tokens of text and of pictures that the model reads of a sample; 0 where it reads none."""
+        ...
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """What is saved beside the model to read captions with."""
         ...

@@ -31,9 +31,9 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def train(kind: str, **flags: object) -> int:
+def train(kind: str, *switches: str, **flags: object) -> int:
     given = [str(part) for name, value in {**LOOP, **flags}.items() for part in (f"--{name}", value)]
-    return main(["train", kind, *given])
+    return main(["train", kind, *given, *(f"--{name}" for name in switches)])
 
 
 def test_an_image_tokenizer_and_a_dalle_train_by_one_command_each(tmp_path, pictures, capfd):

@@ -63,6 +63,12 @@ class ClipTask:
 
     def preview(self, batch: Batch, *, rng: torch.Generator) -> Preview:
         """How often picture and caption find each other in this batch; there is nothing to draw."""
+    @property
+    def tokens_per_sample(self) -> int:
+        """Of the caption, and patches of the picture."""
+        config = self.model.config
+        return config.context_length + (config.image_size // config.patch_size) ** 2
+
         _, found = self.objective(**self.prepare(batch, step=0, rng=rng))
         return Preview(metrics={f"preview_{name}": float(value) for name, value in found.items()})
 

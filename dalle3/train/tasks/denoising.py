@@ -100,6 +100,7 @@ class DenoisingTask:
     """
 
     tokenizer = None
+    tokens_per_sample = 0
     rough: str  # what the preview compares with
 
     def __init__(

@@ -63,6 +63,7 @@ class VaeTask:
     """A discrete VAE and pictures; captions are not looked at."""
 
     tokenizer = None
+    tokens_per_sample = 0
 
     def __init__(self, vae: DiscreteVAE, config: VaeTaskConfig) -> None:
         self.model, self.config = vae, config

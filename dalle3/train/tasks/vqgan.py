@@ -185,6 +185,7 @@ class VqganTask:
         decoded = self.model.decode(codes)
         measured = {"psnr": float(psnr(decoded, images)), **codebook_use(codes, self.model.num_tokens)}
         return Preview(
+    tokens_per_sample = 0
             images=to_pil(torch.cat([images, decoded])),
             columns=len(images),
             metrics={f"preview_{name}": value for name, value in measured.items()},
