@@ -13,7 +13,7 @@ import hashlib
 import importlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,11 +176,26 @@ def verify(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         CheckpointError: as `build`.
     """
-    module_name, _, class_name = KINDS[checkpoint.kind]
-    with _parameters_on_meta():
-        module: nn.Module = getattr(importlib.import_module(module_name), class_name)(checkpoint.config)
-    _check_names(checkpoint, module)
+    module = blank(checkpoint.kind, checkpoint.config)
+    if misfit := differences(checkpoint.state, module):
+        where = checkpoint.source.file if checkpoint.source else "the checkpoint"
+        raise CheckpointError(
+            f"{where}: the weights are not those of this {checkpoint.kind}; {misfit}. "
+            "Weights and configuration come from different models or versions"
+        )
     return module
+
+
+def blank(kind: str, config: Any) -> nn.Module:
+    """The network of a kind without memory behind its parameters."""
+    with _parameters_on_meta():
+        return network_class(kind)(config)
+
+
+def network_class(kind: str) -> Callable[[Any], nn.Module]:
+    """What makes the network of a kind, a key of `KINDS`, of its configuration."""
+    module_name, _, name = KINDS[kind]
+    return getattr(importlib.import_module(module_name), name)
 
 
 def config_class(kind: str) -> type:
@@ -307,9 +322,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return data
 
 
-def _check_names(checkpoint: Checkpoint, module: nn.Module) -> None:
+def differences(state: dict[str, Tensor], module: nn.Module) -> str:
+    """Which tensors of `state` are not those of `module`, in words; empty where all are."""
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in checkpoint.state.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
     other = [
@@ -320,12 +336,7 @@ def _check_names(checkpoint: Checkpoint, module: nn.Module) -> None:
         *([f"not of this model: {_some(unknown)}"] if unknown else []),
         *([f"other shapes than the configuration gives: {_some(other)}"] if other else []),
     ]
-    if complaints:
-        where = checkpoint.source.file if checkpoint.source else "the checkpoint"
-        raise CheckpointError(
-            f"{where}: the weights are not those of this {checkpoint.kind}; {'; '.join(complaints)}. "
-            "Weights and configuration come from different models or versions"
-        )
+    return "; ".join(complaints)
 
 
 def _some(names: list[str]) -> str:

@@ -10,6 +10,7 @@ from dalle3 import convert
 from dalle3.checkpoint import CODECS, Checkpoint, save_checkpoint
 from dalle3.config import add_arguments as add_flags
 from dalle3.convert.guided_diffusion import Layout
+from dalle3.convert.lora import is_adapter, joined
 from dalle3.convert.report import CLIP_VOCABULARY, needs
 from dalle3.convert.roles import CODEC, read_as
 from dalle3.errors import ConfigError, OutputError
@@ -31,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae_path", type=Path, help="the image tokenizer to put beside a DALLE or a decoder")
     parser.add_argument("--vqgan_model_path", type=Path, help="the same, a .ckpt of taming")
     parser.add_argument("--vqgan_config_path", type=Path, help="its yaml, or that of FILE")
+    parser.add_argument("--dalle_path", type=Path, help="of a LoRA adapter: its DALLE, where that has moved")
+    parser.add_argument("--lora_scale", type=float, default=1.0, help="how strong the adapter is in the whole DALLE")
     parser.add_argument("--bpe_path", type=Path, help="the text tokenizer to put beside a DALLE: youtokentome's, or")
     parser.add_argument("--hug", action="store_true", help="with --hug, a tokenizers JSON")
     parser.add_argument("--chinese", action="store_true", help="the text tokenizer is bert-base-chinese")
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise OutputError(f"{args.out} exists already; name another folder or remove it first")
     layout = _layout(args)
-    checkpoint = convert.read(args.file, config_path=None if codec_path else args.vqgan_config_path, layout=layout)
+    checkpoint = _read(args, None if codec_path else args.vqgan_config_path, layout)
     if layout.says_something and (checkpoint.source is None or checkpoint.source.format != "guided-diffusion"):
         raise ConfigError(f"{args.file} is no bare UNet of guided-diffusion, whose layout must be said; leave that out")
     if codec_path:
@@ -59,6 +62,15 @@ def run(args: argparse.Namespace) -> int:
     save_checkpoint(checkpoint, args.out, dtype=DTYPES.get(args.dtype), tokenizer=tokenizer)
     _tell(checkpoint, tokenizer, args.out)
     return 0
+
+
+def _read(args: argparse.Namespace, config_path: Path | None, layout: Layout) -> Checkpoint:
+    """What the file holds; an adapter, together with its DALLE."""
+    if is_adapter(args.file):
+        return joined(args.file, base_path=args.dalle_path, scale=args.lora_scale)
+    if args.dalle_path or args.lora_scale != 1:
+        raise ConfigError(f"{args.file} is no LoRA adapter, and has no use for --dalle_path and --lora_scale")
+    return convert.read(args.file, config_path=config_path, layout=layout)
 
 
 def _layout(args: argparse.Namespace) -> Layout:

@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from dalle3.checkpoint import build
+from dalle3.checkpoint import Checkpoint, build
+from dalle3.cli import finetune
+from dalle3.cli.finetune import begin
 from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, option, to_dict
 from dalle3.convert.lpips import read_lpips
@@ -23,10 +25,10 @@ from dalle3.data.open import open_pictures
 from dalle3.data.transforms import Crop, CropConfig, keep
 from dalle3.errors import ConfigError
 from dalle3.log import note
-from dalle3.models.clip import Clip, ClipConfig
-from dalle3.models.dalle import Dalle, DalleConfig
-from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, Upsampler, UpsamplerConfig
-from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle3.models.clip import ClipConfig
+from dalle3.models.dalle import DalleConfig
+from dalle3.models.decoder import DecoderConfig, UpsamplerConfig
+from dalle3.models.discrete_vae import DiscreteVAEConfig
 from dalle3.models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from dalle3.models.vqgan import VQGAN, GumbelVQ, GumbelVQConfig, VQGANConfig
 from dalle3.runtime import launched
@@ -47,13 +49,13 @@ from dalle3.train.tasks.upsampler import UpsamplerTask
 from dalle3.train.tasks.vae import VaeTask, VaeTaskConfig
 from dalle3.train.tasks.vqgan import GumbelTaskConfig, VqganTask, VqganTaskConfig
 from dalle3.train.trackers import TrackerConfig, open_trackers
+from dalle3.train.tuning import LoraConfig, TuningConfig
 from diffusion.process import ProcessConfig
 from diffusion.unet import UNetConfig
 
 HELP = "train a model on your own pictures"
 CAPTIONS_FOR_BPE = 100_000
 
-T = TypeVar("T")
 Made = tuple[Task, Stream, dict[str, Any]]  # the task, its data, and what config.json says of them
 
 
@@ -83,7 +85,10 @@ class WordsConfig:
 class VaePath:
     """The image tokenizer whose codes are read."""
 
-    vae_path: Path = option(help="the image tokenizer: a dalle3 folder, a vae.pt, a taming .ckpt, OpenAI's pickles")
+    vae_path: Path | None = option(
+        None,
+        help="the image tokenizer, where --init_from has none: a folder, a vae.pt, a .ckpt, OpenAI's pickles",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,7 @@ def carry_out(
     """Trains the task `name` in as many processes as the flags of `LaunchConfig` and the launcher say; returns 0."""
     task, stream, described = made
     folder = RunFolder(place.out)
+    described = {**described, **finetune.described(args, task)}
     config = {"task": name, "seed": loop.seed, **described, "loop": to_dict(loop), "run": to_dict(place)}
     parallel = meet(from_args(LaunchConfig, args), loop, optim, device=local_device(loop.device))
     start = parallel.first(lambda: folder.begin(config, resume=place.resume))
@@ -141,6 +147,8 @@ def carry_out(
     done = "done" if outcome.finished else "stopped early; --resume auto continues"
     if parallel.rank == 0:
         note(f"{done}: {outcome.checkpoint} holds the model after {outcome.step} steps")
+        if merged := finetune.write_merged(args, task, checkpoint=outcome.checkpoint, run=place.out):
+            note(f"{merged} holds it with the DALLE it belongs to")
     parallel.finish()
     return 0
 
@@ -156,46 +164,56 @@ def _track(
 
 def make_vae(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
-    config = from_args(DiscreteVAEConfig, args)
+    start = finetune.read_start("discrete_vae", args)
+    model = begin("discrete_vae", start, lambda: from_args(DiscreteVAEConfig, args), args, seed=seed, device=device)
+    config = model.config
     source = open_pictures(place.image_text_folder, columns=place.wds, needs_captions=False)
-    task = VaeTask(_fresh(DiscreteVAE, config, seed, device), from_args(VaeTaskConfig, args))
     stream = Stream(source, Crop(config.image_size, from_args(CropConfig, args)), seed=seed)
+    task = VaeTask(model, from_args(VaeTaskConfig, args))
     return task, stream, {"model": to_dict(config)}
 
 
 def make_vqgan(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
-    model = _fresh(VQGAN, from_args(VQGANConfig, args), seed, device)
+    start = finetune.read_start("vqgan", args)
+    model = begin("vqgan", start, lambda: from_args(VQGANConfig, args), args, seed=seed, device=device)
     return _adversarial(model, from_args(VqganTaskConfig, args), args, place, seed)
 
 
 def make_gumbel_vq(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
-    model = _fresh(GumbelVQ, from_args(GumbelVQConfig, args), seed, device)
+    start = finetune.read_start("gumbel_vq", args)
+    model = begin("gumbel_vq", start, lambda: from_args(GumbelVQConfig, args), args, seed=seed, device=device)
     return _adversarial(model, from_args(GumbelTaskConfig, args), args, place, seed)
 
 
 def make_clip(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
     source = open_pictures(place.image_text_folder, columns=place.wds)
-    words = read_or_train_words(from_args(WordsConfig, args), source)
+    start = finetune.read_start("clip", args)
+    words = finetune.words_of(start, args) or read_or_train_words(from_args(WordsConfig, args), source)
     # captions end at their last id, but for CLIP's own tokens, which have an end of their own
     derived = {"vocab_size": words.vocab_size, "text_end": "highest_id" if words.kind == "clip_bpe" else "last_id"}
-    config = from_args(ClipConfig, args, base=derived)
-    task = ClipTask(_fresh(Clip, config, seed, device), words, from_args(ClipTaskConfig, args))
+    model = begin("clip", start, lambda: from_args(ClipConfig, args, base=derived), args, seed=seed, device=device)
+    config = model.config
+    if config.vocab_size < words.vocab_size:
+        raise ConfigError(f"vocab_size is {config.vocab_size}, but the text tokenizer has {words.vocab_size} entries")
+    task = ClipTask(model, words, from_args(ClipTaskConfig, args))
     stream = Stream(source, Crop(config.image_size, from_args(CropConfig, args)), seed=seed)
     return task, stream, {"model": to_dict(config), "tokenizer": describe(words)}
 
 
 def make_dalle(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
-    codec: Any = build(read_as(from_args(VaePath, args).vae_path, CODEC, flag="--vae_path"), device=device)
-    source = open_for_dalle(place)
+    source, crop = open_for_dalle(place), from_args(CropConfig, args)
+    if path := finetune.dalle_to_begin_with(args):
+        given = {"config": from_args(DalleTaskConfig, args), "seed": seed, "device": device}
+        return finish_dalle(finetune.dalle_task_from(path, args, flag="--init_from", **given)[0], source, crop, seed)
+    codec: Any = build(_codec(args, None), device=device)
     words = read_or_train_words(from_args(WordsConfig, args), source)
     derived = {"num_text_tokens": words.vocab_size, "num_image_tokens": codec.num_tokens}
-    config = from_args(DalleConfig, args, base=derived)
-    task = DalleTask(_fresh(Dalle, config, seed, device), codec, words, from_args(DalleTaskConfig, args))
-    return finish_dalle(task, source, from_args(CropConfig, args), seed)
+    dalle = begin("dalle", None, lambda: from_args(DalleConfig, args, base=derived), args, seed=seed, device=device)
+    return finish_dalle(DalleTask(dalle, codec, words, from_args(DalleTaskConfig, args)), source, crop, seed)
 
 
 def open_for_dalle(place: RunConfig) -> Source:
@@ -210,7 +228,7 @@ def finish_dalle(task: DalleTask, source: Source, crop: CropConfig, seed: int) -
     Raises:
         ConfigError: codes of another image tokenizer.
     """
-    config = task.model.config
+    config = task.dalle.config
     cut: Any = keep
     if isinstance(source, CodeShards):
         task.check_codes_of(source.codec)
@@ -222,27 +240,31 @@ def finish_dalle(task: DalleTask, source: Source, crop: CropConfig, seed: int) -
 
 def make_diffusion(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
-    codec: Any = build(read_as(from_args(VaePath, args).vae_path, CODEC, flag="--vae_path"), device=device)
-    task_config = from_args(DiffusionTaskConfig, args)
+    start, task_config = finetune.read_start("unet", args), from_args(DiffusionTaskConfig, args)
+    codec: Any = build(_codec(args, start), device=device)
     derived = {"emb_input_dims": codec.embed_dim, "null_embedding": task_config.emb_dropout > 0}
-    config = DecoderConfig(**_unet(args, derived))
-    model = _fresh(DiffusionDecoder, config, seed, device)
-    stream, held_out = _pictures(args, place, config, seed)
-    return DiffusionTask(model, codec, task_config, held_out=held_out), stream, _described(config)
+    model = begin("unet", start, lambda: DecoderConfig(**_unet(args, derived)), args, seed=seed, device=device)
+    stream, held_out = _pictures(args, place, model.settings, seed)
+    return DiffusionTask(model, codec, task_config, held_out=held_out), stream, _described(model.settings)
 
 
 def make_upsampler(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
-    config = UpsamplerConfig(**_unet(args, {}), small_size=from_args(SmallSize, args).small_size)
-    model = _fresh(Upsampler, config, seed, device)
-    stream, held_out = _pictures(args, place, config, seed)
-    return UpsamplerTask(model, from_args(DenoisingConfig, args), held_out=held_out), stream, _described(config)
+
+    def config() -> UpsamplerConfig:
+        return UpsamplerConfig(**_unet(args, {}), small_size=from_args(SmallSize, args).small_size)
+
+    model = begin("super_res_unet", finetune.read_start("super_res_unet", args), config, args, seed=seed, device=device)
+    stream, held_out = _pictures(args, place, model.settings, seed)
+    task = UpsamplerTask(model, from_args(DenoisingConfig, args), held_out=held_out)
+    return task, stream, _described(model.settings)
 
 
 SHARED = {
     "data and run": RunConfig,
     "loop": LoopConfig,
     "optimizer": OptimConfig,
+    "fine-tuning": TuningConfig,
     "pictures": CropConfig,
     "processes": LaunchConfig,
     "trackers": TrackerConfig,
@@ -260,7 +282,13 @@ MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
     "clip": ("a CLIP", {"model": ClipConfig, "captions": ClipTaskConfig, "text": WordsConfig}, make_clip),
     "dalle": (
         "a DALLE on an image tokenizer's codes",
-        {"model": DalleConfig, "captions": DalleTaskConfig, "text": WordsConfig, "image tokenizer": VaePath},
+        {
+            "model": DalleConfig,
+            "captions": DalleTaskConfig,
+            "text": WordsConfig,
+            "image tokenizer": VaePath,
+            "adapters": LoraConfig,
+        },
         make_dalle,
     ),
     "diffusion": (
@@ -276,9 +304,14 @@ MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
 }
 
 
-def _fresh(kind: Callable[[Any], T], config: Any, seed: int, device: torch.device) -> T:
-    with seeded(seed, "weights"):
-        return kind(config).to(device)  # type: ignore[attr-defined]
+def _codec(args: argparse.Namespace, start: Checkpoint | None) -> Checkpoint:
+    """The image tokenizer that the flag names, else that of the model to begin with."""
+    path = from_args(VaePath, args).vae_path
+    if path is not None:
+        return read_as(path, CODEC, flag="--vae_path")
+    if start is None or start.codec is None:
+        raise ConfigError("the model needs an image tokenizer, whose codes it learns; name it with --vae_path")
+    return start.codec
 
 
 def _adversarial(
@@ -287,11 +320,14 @@ def _adversarial(
     """The task of an image tokenizer with a discriminator of its own, its data and what config.json says of them."""
     if from_args(LaunchConfig, args).zero_stage == 3:
         raise ConfigError("zero_stage is 3, which divides weights that the discriminator's loss needs whole; take 2")
+    if not model.decoder.conv_out.weight.requires_grad:
+        raise ConfigError("decoder.conv_out must train: the discriminator is weighed there; leave it out of --freeze")
     device, discriminator = model.codebook.device, from_args(DiscriminatorConfig, args)
     perceptual = read_lpips(config.lpips_path).to(device) if config.lpips_path else None
     if perceptual is None and config.perceptual_weight and launched()[1] == 0:
         note("no --lpips_path, so no perceptual loss: the pictures are compared pixel by pixel alone")
-    adversary = _fresh(PatchDiscriminator, discriminator, seed, device)
+    with seeded(seed, "weights"):
+        adversary = PatchDiscriminator(discriminator).to(device)
     source = open_pictures(place.image_text_folder, columns=place.wds, needs_captions=False)
     stream = Stream(source, Crop(model.image_size, from_args(CropConfig, args)), seed=seed)
     described = {"model": {**to_dict(model.config), **to_dict(discriminator)}}

@@ -6,7 +6,6 @@ The same run as `dalle3 train dalle`, whose flags it takes too. What the origina
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,26 +13,26 @@ from typing import Any, Literal, cast
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dalle3.assemble import Parts, check_codec, check_tokenizer, downloaded_codec, read_codec, read_words
+from dalle3.assemble import downloaded_codec
 from dalle3.checkpoint import Checkpoint, build, describe_codec
+from dalle3.cli import finetune
 from dalle3.cli.train import Made, RunConfig, WordsConfig, carry_out, finish_dalle, open_for_dalle, read_or_train_words
 from dalle3.config import add_arguments as add_flags
-from dalle3.config import from_args, option, to_dict
-from dalle3.convert.roles import CODEC, DALLE, read_as
+from dalle3.config import from_args, option
+from dalle3.convert.roles import CODEC, read_as
 from dalle3.data.loader import collate
 from dalle3.data.transforms import CropConfig
 from dalle3.errors import ConfigError
-from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.models.dalle import DalleConfig
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.runtime import generator, launched
-from dalle3.tokenizers.base import Tokenizer
 from dalle3.train.launch import LaunchConfig, local_device
 from dalle3.train.loop import LoopConfig
 from dalle3.train.optim import OptimConfig
 from dalle3.train.run import Beginning, Position
-from dalle3.train.seeds import seeded
 from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
 from dalle3.train.trackers import TrackerConfig
+from dalle3.train.tuning import LoraConfig, TuningConfig
 
 WANDB_PROJECT = "dalle_train_transformer"
 HELP = "train a DALLE by the flags of DALLE-pytorch's train_dalle.py"
@@ -43,7 +42,6 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     OptimConfig: {"optimizer": "Adam", "betas": [0.9, 0.999]},
     LoopConfig: {"sample_every_n_steps": 100},
 }
-MAY_CHANGE = ("attn_dropout", "ff_dropout", "loss_img_weight")  # of a model that is trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +74,8 @@ class StartConfig:
 class OldFlags:
     """What the originals call by other names."""
 
-    fp16: bool = option(False, help="the same as --dtype bfloat16, which needs no loss scaling")
-    amp: bool = option(False, help="the same as --dtype bfloat16")
+    fp16: bool = option(False, help="the same as --dtype float16; under DeepSpeed as bfloat16")
+    amp: bool = option(False, help="the same as --fp16")
     lr_decay: bool = option(False, help="the same as --lr_schedule plateau")
     flops_profiler: bool = option(False, help="print the operations of one step, and end")
     distributed_backend: Literal["", "deepspeed", "dummy", "horovod"] = option("", help="deepspeed: as --deepspeed")
@@ -90,6 +88,8 @@ GROUPS = {
     "old names": OldFlags,
     "loop": LoopConfig,
     "optimizer": OptimConfig,
+    "fine-tuning": TuningConfig,
+    "adapters": LoraConfig,
     "pictures": CropConfig,
     "captions": DalleTaskConfig,
     "new model": DalleConfig,
@@ -112,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
     loop = from_args(LoopConfig, args, base=DEFAULTS[LoopConfig])
     optim = from_args(OptimConfig, args, base=DEFAULTS[OptimConfig])
     make = _new if start.dalle_path is None else _further
+    if finetune.dalle_to_begin_with(args):
+        make = _tuned
     made, beginning = make(args, start, place, loop, device=local_device(loop.device))
     if old.flops_profiler:
         return _profile(made, loop)
@@ -127,7 +129,7 @@ def _translate(args: argparse.Namespace) -> None:
     if old.distributed_backend == "deepspeed":
         args.deepspeed = True
     if old.fp16 or old.amp:
-        args.dtype = "bfloat16"
+        args.dtype = "bfloat16" if getattr(args, "deepspeed", False) else "float16"
     if old.lr_decay:
         args.lr_schedule = "plateau"
 
@@ -155,9 +157,9 @@ def _new(
         "image_grid": describe_codec(codec)["grid"],
     }
     config = from_args(DalleConfig, args, base={**DEFAULTS[DalleConfig], **derived})
-    with seeded(loop.seed, "weights"):
-        dalle = Dalle(config).to(device)
-    task = _task(args, dalle, codec, words)
+    dalle = finetune.begin("dalle", None, lambda: config, args, seed=loop.seed, device=device)
+    built = cast(ImageTokenizer, build(codec, device=device, dtype=torch.float32))
+    task = DalleTask(dalle, built, words, _captions(args))
     return finish_dalle(task, source, from_args(CropConfig, args), loop.seed), None
 
 
@@ -166,30 +168,28 @@ def _further(
 ) -> tuple[Made, Beginning]:
     """A task with the DALLE of a file, and where its training stood."""
     assert start.dalle_path is not None
-    checkpoint = read_as(start.dalle_path, DALLE, flag="--dalle_path")
-    checkpoint.config = _same_model(checkpoint.config, args, start.dalle_path)
-    codec, codec_path = read_codec(_parts(args), checkpoint, start.dalle_path)
-    check_codec(checkpoint, codec, dalle_path=start.dalle_path, codec_path=codec_path)
-    words = read_words(_parts(args), checkpoint, start.dalle_path)
-    check_tokenizer(checkpoint.config, words, dalle_path=start.dalle_path)
-    dalle = build(checkpoint, device=device, dtype=torch.float32).requires_grad_(True)
-    assert isinstance(dalle, Dalle)
+    given = {"config": _captions(args), "seed": loop.seed, "device": device}
+    task, checkpoint = finetune.dalle_task_from(start.dalle_path, args, flag="--dalle_path", **given)
     source = open_for_dalle(place)
-    made = finish_dalle(_task(args, dalle, codec, words), source, from_args(CropConfig, args), loop.seed)
+    made = finish_dalle(task, source, from_args(CropConfig, args), loop.seed)
     return made, _stand(checkpoint, len(source), loop)
 
 
-def _parts(args: argparse.Namespace) -> Parts:
-    """The flags that name files, for who reads them."""
-    start, words = from_args(StartConfig, args), from_args(WordsConfig, args)
-    named = {**vars(start), **vars(words)}
-    return Parts(**{field.name: named[field.name] for field in dataclasses.fields(Parts) if field.name in named})
+def _tuned(
+    args: argparse.Namespace, start: StartConfig, place: RunConfig, loop: LoopConfig, *, device: torch.device
+) -> tuple[Made, None]:
+    """A task with the DALLE of a file, or adapters beside it, and a training of its own."""
+    path = finetune.dalle_to_begin_with(args)
+    assert path is not None
+    if start.dalle_path is not None:
+        raise ConfigError("--dalle_path continues a training and --init_from begins one; leave one out")
+    given = {"config": _captions(args), "seed": loop.seed, "device": device}
+    task, _ = finetune.dalle_task_from(path, args, flag="--init_from", **given)
+    return finish_dalle(task, open_for_dalle(place), from_args(CropConfig, args), loop.seed), None
 
 
-def _task(args: argparse.Namespace, dalle: Dalle, codec: Checkpoint, words: Tokenizer) -> DalleTask:
-    device = next(dalle.parameters()).device
-    built = cast(ImageTokenizer, build(codec, device=device, dtype=torch.float32))
-    return DalleTask(dalle, built, words, from_args(DalleTaskConfig, args, base=DEFAULTS[DalleTaskConfig]))
+def _captions(args: argparse.Namespace) -> DalleTaskConfig:
+    return from_args(DalleTaskConfig, args, base=DEFAULTS[DalleTaskConfig])
 
 
 def _codec_of_new(start: StartConfig) -> Checkpoint:
@@ -198,20 +198,6 @@ def _codec_of_new(start: StartConfig) -> Checkpoint:
     if path is None:
         path, config_path = downloaded_codec(start.taming, asking="a new DALLE needs an image tokenizer")
     return read_as(path, CODEC, flag="--vae_path", config_path=config_path)
-
-
-def _same_model(config: DalleConfig, args: argparse.Namespace, path: Path) -> DalleConfig:
-    """The configuration of the file, with those flags that a model may be trained on with.
-
-    Raises:
-        ConfigError: a flag says another model.
-    """
-    given = from_args(DalleConfig, args, base=to_dict(config))
-    for field in dataclasses.fields(config):
-        before, now = getattr(config, field.name), getattr(given, field.name)
-        if before != now and field.name not in MAY_CHANGE:
-            raise ConfigError(f"{path} has {field.name} {before}, and --{field.name} says {now}; leave the flag out")
-    return given
 
 
 def _stand(checkpoint: Checkpoint, num_samples: int, loop: LoopConfig) -> Beginning:

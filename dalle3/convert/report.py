@@ -80,7 +80,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "notes": list(checkpoint.notes),
         "dropped": list(checkpoint.dropped),
     }
-    if checkpoint.kind not in ("dalle", "unet"):
+    if checkpoint.kind not in ("dalle", "dalle_lora", "unet"):
         del facts["codec"]
     return {key: fact for key, fact in facts.items() if fact not in (None, [], {})}
 
@@ -90,6 +90,8 @@ def needs(checkpoint: Checkpoint) -> Iterator[str]:
     config = checkpoint.config
     if checkpoint.kind == "unet" and checkpoint.codec is None and config.unet.emb_input_dims is not None:
         yield f"the image tokenizer of its codes, whose entries are {config.unet.emb_input_dims} wide: --vae_path"
+    if checkpoint.kind == "dalle_lora":
+        yield f"its DALLE, {config.base_path} of sha256 {config.base_sha256[:12]}: --dalle_path, where that has moved"
     if checkpoint.kind != "dalle":
         return
     if checkpoint.codec is None:

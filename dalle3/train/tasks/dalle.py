@@ -71,7 +71,7 @@ class DalleTask:
         self.objective = DalleObjective(dalle)
         assert isinstance(codec, nn.Module)
         self.codec = codec.eval().requires_grad_(False)
-        self._codec_checkpoint = Checkpoint(kind=codec.kind, config=codec.config, state=codec.state_dict())
+        self.codec_checkpoint = Checkpoint(kind=codec.kind, config=codec.config, state=codec.state_dict())
 
     @property
     def tokens_per_sample(self) -> int:
@@ -114,7 +114,7 @@ class DalleTask:
             kind="dalle",
             config=self.dalle.config,
             state=state,
-            codec=self._codec_checkpoint,
+            codec=self.codec_checkpoint,
             codec_info=self._codec_info(),
         )
 
@@ -127,7 +127,7 @@ class DalleTask:
             )
 
     def _codec_info(self) -> dict[str, Any]:
-        return describe_codec(self._codec_checkpoint, grid=self.dalle.config.image_grid)
+        return describe_codec(self.codec_checkpoint, grid=self.dalle.config.image_grid)
 
 
 class DalleLoraTask(DalleTask):

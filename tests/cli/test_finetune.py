@@ -1,0 +1,214 @@
+"""`--init_from`, `--freeze`, `--train` and `--lora_rank`: a model is trained on, whole, in part, or by adapters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dalle3.checkpoint import read_folder, save_checkpoint
+from dalle3.cli import main
+from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from tests.golden import FOLDER, golden
+from tests.tiny import checkpoint, clip, codec, dalle, decoder, tokenizer, upsampler
+from tests.train.processes import material
+
+LOOP = {"steps": 2, "batch_size": 2, "log_every_n_steps": 1, "sample_every_n_steps": 0, "device": "cpu"}
+OPTIM = {"learning_rate": 0.01, "random_resize_crop_lower_ratio": 0.9}
+LORA = {"lora_rank": 2, "truncate_captions": None}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Pictures in `pictures`, and a folder for each kind of model."""
+    folder = tmp_path_factory.mktemp("models")
+    material(folder)
+    save_checkpoint(dalle(image_codec=codec()), folder / "dalle", tokenizer=tokenizer())
+    save_checkpoint(clip(), folder / "clip", tokenizer=tokenizer())
+    found = decoder()
+    found.codec = codec()
+    save_checkpoint(found, folder / "diffusion")
+    save_checkpoint(upsampler(), folder / "upsampler")
+    return folder
+
+
+def train(models: Path, kind: str, out: Path, **flags: object) -> int:
+    given = {**LOOP, **OPTIM, "image_text_folder": models / "pictures", "out": out, **flags}
+    words = [("--" + name, *([] if value is None else [str(value)])) for name, value in given.items()]
+    return main(["train", kind, *(part for word in words for part in word)])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    one, other = weights(before), weights(after)
+    assert one.keys() == other.keys()
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+@pytest.mark.parametrize("kind", ["vae", "clip", "dalle", "diffusion", "upsampler"])
+def test_every_model_is_trained_on_from_a_folder_without_naming_its_sizes(kind, models, tmp_path):
+    flags = {"truncate_captions": None} if kind in ("dalle", "clip") else {}
+    assert train(models, kind, tmp_path / "run", init_from=models / kind, **flags) == 0
+    found, before = read_folder(tmp_path / "run" / "step-00000002"), read_folder(models / kind)
+    assert (found.kind, found.config) == (before.kind, before.config)
+    moved = changed(models / kind, tmp_path / "run" / "step-00000002")
+    assert len(moved) > len(before.state) / 2
+    largest = max(float((weights(models / kind)[n] - found.state[n]).abs().max()) for n in moved)
+    assert largest < 0.03  # two steps away, at 0.01 each
+
+
+def test_a_vae_of_dalle_pytorch_is_trained_on(models, tmp_path):
+    path = FOLDER / "ckpt_dvae.pt"
+    assert train(models, "vae", tmp_path / "run", init_from=path, steps=1) == 0
+    assert read_folder(tmp_path / "run" / "step-00000001").config.num_tokens == 64
+
+
+@pytest.mark.parametrize("kind", ["gumbel_vq"])
+def test_a_tokenizer_of_taming_is_trained_on(kind, models, tmp_path):
+    flags = {"init_from": FOLDER / "d_gumbelvq_f8_lightning.ckpt", "steps": 1, "batch_size": 1, "disc_ndf": 4}
+    assert train(models, kind, tmp_path / "run", **flags, train="quantize,decoder.conv_out") == 0
+    found = read_folder(tmp_path / "run" / "step-00000001")
+    assert (found.kind, found.config.num_tokens) == ("gumbel_vq", 64)
+
+
+def test_an_unet_of_guided_diffusion_is_trained_on_by_its_flags(models, tmp_path):
+    torch.save(golden("f_unet_jack_emb")["state_dict"], tmp_path / "model010000.pt")
+    config = DiscreteVAEConfig(image_size=16, num_tokens=8, codebook_dim=16, num_layers=2, hidden_dim=8)
+    save_checkpoint(checkpoint("discrete_vae", config, DiscreteVAE), tmp_path / "vae")
+    layout = {"image_size": 64, "num_channels": 32, "num_res_blocks": 1, "attention_resolutions": 16}
+    heads = {"channel_mult": "1,1,1,1", "num_head_channels": 32}
+    flags = {**layout, **heads, "init_from": tmp_path / "model010000.pt", "vae_path": tmp_path / "vae", "steps": 1}
+    assert train(models, "diffusion", tmp_path / "run", **flags, emb_dropout=0.0, batch_size=1) == 0
+    assert read_folder(tmp_path / "run" / "step-00000001").config.unet.emb_input_dims == 16
+
+
+def test_a_dalle_learns_the_codes_of_openais_files(models, tmp_path):
+    sizes = {"train_bpe": 128, "text_seq_len": 32, "image_grid": 2, "dim": 16, "depth": 1, "heads": 1, "dim_head": 16}
+    assert train(models, "dalle", tmp_path / "run", vae_path=FOLDER / "openai_dvae", **sizes) == 0
+    found = read_folder(tmp_path / "run" / "step-00000002")
+    assert found.codec is not None
+    assert (found.codec.kind, found.config.num_image_tokens) == ("openai_dvae", found.codec.config.num_tokens)
+    further = {"init_from": tmp_path / "run" / "step-00000002", "lora_rank": 2}
+    assert train(models, "dalle", tmp_path / "more", **further) == 0
+
+
+def test_frozen_parts_stay_and_take_no_optimizer_state(models, tmp_path):
+    flags = {"init_from": models / "dalle", "truncate_captions": None, "ema_decay": 0.5}
+    out = tmp_path / "run"
+    assert train(models, "dalle", out, **flags, freeze="transformer.layers.0,*_emb,to_logits.bias") == 0
+    moved = changed(models / "dalle", out / "step-00000002")
+    assert moved
+    assert not any(name.startswith(("transformer.layers.0.", "text_emb", "image_emb")) for name in moved)
+    assert "to_logits.weight" in moved
+    state = torch.load(out / "step-00000002" / "train" / "optimizer.pt", weights_only=True)["state"]
+    assert len(state) == len(moved)
+
+
+def test_only_the_parts_of_train_change(models, tmp_path):
+    flags = {"init_from": models / "dalle", "truncate_captions": None, "train": "transformer.layers.*.fn,to_logits"}
+    assert train(models, "dalle", tmp_path / "run", **flags, freeze="to_out") == 0
+    moved = changed(models / "dalle", tmp_path / "run" / "step-00000002")
+    parts = {name.rpartition(".")[0].rpartition(".")[2] for name in moved}
+    assert parts == {"to_qkv", "up_gate", "down", "to_logits"}
+
+
+def test_fresh_models_can_be_trained_in_part(models, tmp_path):
+    sizes = {"image_size": 16, "num_layers": 2, "num_tokens": 16, "hidden_dim": 8, "codebook_dim": 8}
+    assert train(models, "vae", tmp_path / "run", **sizes, freeze="encoder", save_every_n_steps=1) == 0
+    moved = changed(tmp_path / "run" / "step-00000001", tmp_path / "run" / "step-00000002")
+    assert moved
+    assert not any(name.startswith("encoder") for name in moved)
+
+
+def test_adapters_train_apart_and_merge(models, tmp_path, capfd):
+    out = tmp_path / "run"
+    assert train(models, "dalle", out, init_from=models / "dalle", **LORA, lora_merge=None) == 0
+    adapter, merged = out / "step-00000002", out / "merged"
+    assert f"{merged} holds it with the DALLE it belongs to" in capfd.readouterr().err
+    assert set(json.loads((adapter / "config.json").read_text())["config"]) >= {"rank", "base_path", "base_sha256"}
+    assert all(name.endswith((".lora_a", ".lora_b")) for name in weights(adapter))
+    assert not (adapter / "codec").exists()
+    assert not (adapter / "train" / "beside.safetensors").exists()
+    adapted = {name.replace(".lora_a", ".weight") for name in weights(adapter) if name.endswith(".lora_a")}
+    assert changed(models / "dalle", merged) == adapted
+    assert main(["convert", str(adapter), str(tmp_path / "whole")]) == 0
+    assert changed(tmp_path / "whole", merged) == set()
+    assert read_folder(tmp_path / "whole").codec is not None
+
+
+def test_an_adapter_folder_draws(models, tmp_path, capfd):
+    assert train(models, "dalle", tmp_path / "run", init_from=models / "dalle", **LORA, steps=1) == 0
+    draw = ["generate", "--text", "a red circle", "--num_images", "1", "--outputs_dir", str(tmp_path / "out")]
+    adapter = tmp_path / "run" / "step-00000001"
+    assert main([*draw, "--dalle_path", str(adapter), "--lora_scale", "0.5"]) == 0
+    assert main([*draw, "--dalle_path", str(models / "dalle"), "--lora", str(adapter)]) == 0
+    assert main(["inspect", str(adapter)]) == 0
+    out = capfd.readouterr().out
+    assert "kind        dalle_lora" in out
+    assert f"its DALLE, {models / 'dalle'} of sha256" in out
+
+
+def test_train_dalle_takes_the_same_flags(models, tmp_path):
+    words = {"init_from": models / "dalle", "lora_rank": 2, "dalle_output_file_name": tmp_path / "run", **LOOP}
+    flags = [part for name, value in words.items() for part in (f"--{name}", str(value))]
+    assert main(["train_dalle", "--image_text_folder", str(models / "pictures"), "--truncate_captions", *flags]) == 0
+    assert read_folder(tmp_path / "run" / "step-00000002").kind == "dalle_lora"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"freeze": "transformr"}, "--freeze has 'transformr', which no part is called; the model has image_emb,"),
+        ({"train": "norm", "freeze": "norm"}, "--freeze norm leaves nothing to train"),
+        ({"dim": 32}, "has dim 16, and --dim says 32; leave the flag out (other shapes than the configuration gives: "),
+        ({"attn_types": "axial_row"}, "has attn_types ('full',), and --attn_types says ('axial_row',); leave"),
+        ({"train_bpe": 64}, "--train_bpe makes a text tokenizer, and"),
+        ({"lora_rank": 2, "freeze": "norm"}, "--lora_rank freezes all but the adapters; leave --freeze"),
+        ({"lora_rank": 2, "lora_targets": "norm"}, "lora_targets has 'norm', which names no linear layer"),
+        ({"lora_merge": None}, "--lora_merge need a --lora_rank"),
+        ({"init_from": "clip", "lora_rank": 2}, "is a clip, not a DALLE, which --init_from takes. A CLIP belongs to"),
+        ({"init_from": "missing"}, "missing: no such file"),
+    ],
+)
+def test_what_cannot_be_is_one_line(flags, said, models, tmp_path, capfd):
+    given = {"init_from": "dalle", "truncate_captions": None, **flags}
+    given["init_from"] = models / given["init_from"]
+    assert train(models, "dalle", tmp_path / "run", **given) == 2
+    err = capfd.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_kind_is_one_line(models, tmp_path, capfd):
+    assert train(models, "vae", tmp_path / "run", init_from=models / "dalle") == 2
+    assert "is a dalle, not the discrete_vae to begin with, which --init_from takes" in capfd.readouterr().err
+
+
+def test_adapters_without_a_dalle_are_one_line(models, tmp_path, capfd):
+    assert train(models, "dalle", tmp_path / "run", lora_rank=2, vae_path=models / "vae") == 2
+    assert "--lora_rank trains adapters beside a DALLE; name it with --init_from" in capfd.readouterr().err
+
+
+def test_a_run_is_continued_with_the_parts_and_the_dalle_it_was_begun_with(models, tmp_path, capfd):
+    given = {"init_from": models / "dalle", "truncate_captions": None}
+    out = tmp_path / "run"
+    assert train(models, "dalle", out, **given, freeze="norm") == 0
+    assert train(models, "dalle", out, **given, freeze="to_logits", resume="auto") == 2
+    assert "begun with tuning freeze ['norm'], now ['to_logits']; leave that as it was" in capfd.readouterr().err
+    adapters = tmp_path / "adapters"
+    assert train(models, "dalle", adapters, **given, lora_rank=2) == 0
+    other = dalle(image_codec=codec())
+    other.state["norm.weight"] += 1
+    save_checkpoint(other, tmp_path / "other", tokenizer=tokenizer())
+    capfd.readouterr()
+    again = {**given, "lora_rank": 2, "resume": "auto"}
+    assert train(models, "dalle", adapters, **{**again, "init_from": tmp_path / "other"}) == 2
+    assert "begun with tuning base_sha256" in capfd.readouterr().err
+    assert train(models, "dalle", adapters, **again, steps=3) == 0
