@@ -22,7 +22,7 @@ RANKS = (
     {"steering"},
     {"stages"},
     {"decode_request"},
-    {"pipeline", "decode", "refine", "assemble", "assemble_decoder"},
+    {"pipeline", "decode", "refine", "assemble", "assemble_decoder", "assess"},
     {"cli", "serve"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

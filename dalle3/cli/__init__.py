@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "write any checkpoint as a dalle3 folder",
     "train": "train a model on your own pictures",
     "encode": "turn a data set into shards of codes, to train a DALLE on",
+    "evaluate": "measure a model on captioned pictures",
     "data": "look through a data set: sizes, captions, duplicates, broken files",
     "train_dalle": "train a DALLE by the flags of DALLE-pytorch's train_dalle.py",
 }

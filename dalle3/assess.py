@@ -1,0 +1,274 @@
+"""Held against data: what the second stage makes of the codes of pictures, and what both make of captions.
+
+Shapes: B pictures of a batch, N prompts of a data set, K pictures of each, h w grid of codes, S side of a picture, E
+width of CLIP's space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle3.checkpoint import fingerprint, read_safetensors
+from dalle3.config import option, to_dict
+from dalle3.data.transforms import to_tensor
+from dalle3.decode import Job, PictureDecoder
+from dalle3.decode import run as decode
+from dalle3.decode_request import DecodeRequest, DecodeSettings
+from dalle3.errors import ConfigError
+from dalle3.evaluate.closeness import Closeness
+from dalle3.evaluate.examples import Examples
+from dalle3.evaluate.frechet import frechet_distance
+from dalle3.evaluate.judge import Judge, Retrieval, best_of
+from dalle3.evaluate.report import Row
+from dalle3.files import whole_file
+from dalle3.pipeline import Model, Result
+from dalle3.train.tasks.diffusion import shrink
+
+PROMPTS_AT_ONCE = 8  # whose drawings are kept together
+SEEDS = 1_000_000  # apart are the seeds of two evaluations
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawSettings:
+    """What is drawn of each caption, and how it is judged."""
+
+    cond_scales: tuple[float, ...] = option((1.0,), help="guidance scales, each of which is measured")
+    best_of: tuple[int, ...] = option((1,), help="of so many pictures CLIP takes the best; each number is measured")
+    top_p: float = option(0.9, help="draw from the likeliest codes that reach this probability")
+    temperature: float = option(1.0, help="above 1 bolder, below 1 safer")
+    among: int = option(100, help="captions of the data set among which a picture is to find its own")
+    batch_size: int = option(16, help="pictures drawn at once")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for numbers that cannot be."""
+        if not self.cond_scales or not self.best_of or min(self.best_of) < 1 or self.among < 2:
+            raise ConfigError(
+                f"cond_scales is {self.cond_scales}, best_of {self.best_of} and among {self.among}; the first two "
+                "must hold numbers, those of best_of from 1 on, and among must be at least 2"
+            )
+
+
+class Kept:
+    """Tensors that are dear to make, each in a file named after what decides them; without a folder none is kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def get(self, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What `make` returned for this key, now or before."""
+        if self.folder is None:
+            return make()
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        path = self.folder / f"{digest}.safetensors"
+        if not path.exists():
+            with whole_file(path) as partial:
+                save_file({name: tensor.contiguous() for name, tensor in make().items()}, partial)
+        return read_safetensors(path)
+
+
+def measure_decoder(
+    decoder: PictureDecoder,
+    batches: Iterable[Examples],
+    settings: DecodeSettings,
+    *,
+    judge: Judge | None,
+    seed: int,
+    kept: Kept,
+) -> list[Row]:
+    """Two rows, of the image tokenizer's own pictures, enlarged, and of the decoder's: how near they are to originals.
+
+    Args:
+        decoder: the second stage.
+        batches: pictures of the decoder's size.
+        settings: how it decodes.
+        judge: adds the Fréchet distances to the originals.
+        seed: of its noise.
+        kept: where decoded pictures are kept.
+    """
+    names = ("codes, enlarged", "decoded")
+    closeness, seen, number = [Closeness() for _ in names], [], 0
+    for examples in batches:
+        codes = codes_of(decoder, examples.pictures)
+        redraw = Redrawing(decoder, settings, seed=seed, kept=kept)
+        drawn = (enlarged(decoder, codes), redraw(codes, examples.captions, first=number))
+        for place, pictures in enumerate(drawn):
+            closeness[place].add(pictures, examples.pictures)
+        if judge is not None:
+            seen.append(torch.stack([judge.see(pictures) for pictures in (*drawn, examples.pictures)]))
+        number += len(codes)
+    rows: list[Row] = [
+        {"pictures": name, "number": number, **found.figures()} for name, found in zip(names, closeness, strict=True)
+    ]
+    if seen and number >= 2:
+        *ours, real = torch.cat(seen, dim=1)
+        for row, features in zip(rows, ours, strict=True):
+            row["frechet"] = frechet_distance(features, real)
+    return rows
+
+
+def codes_of(decoder: PictureDecoder, pictures: Tensor) -> Tensor:
+    """The codes (B, h, w) of pictures (B, 3, S, S) in [0, 1] of the decoder's size, made as small as they are read."""
+    assert decoder.unet is not None
+    assert decoder.codec is not None
+    times = decoder.unet.settings.pixels_per_code // decoder.codec.factor
+    return decoder.codec.encode(shrink(pictures.to(decoder.device), times))
+
+
+@torch.inference_mode()
+def enlarged(decoder: PictureDecoder, codes: Tensor) -> Tensor:
+    """The image tokenizer's pictures of codes (B, h, w), stretched to the decoder's size, (B, 3, S, S) in [0, 1]."""
+    assert decoder.codec is not None
+    side = decoder.side(codes.shape[-1])
+    pictures = decoder.codec.decode(codes.to(decoder.device))
+    return F.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0, 1).cpu()
+
+
+class Redrawing:
+    """The decoder as a function of codes; with guidance by CLIP, each picture is steered to its own caption."""
+
+    def __init__(self, decoder: PictureDecoder, settings: DecodeSettings, *, seed: int, kept: Kept) -> None:
+        self.decoder, self.settings, self.seed, self.kept = decoder, settings, seed, kept
+
+    def __call__(self, codes: Tensor, captions: Sequence[str], *, first: int = 0) -> Tensor:
+        """Pictures (B, 3, S, S) in [0, 1] of codes (B, h, w).
+
+        Args:
+            first: the number of the first picture: with the seed it decides the noise.
+        """
+        key = {
+            "weights": self.decoder.hashes,
+            "settings": to_dict(self.settings),
+            "codes": hashlib.sha256(codes.cpu().numpy().tobytes()).hexdigest(),
+            "seed": [self.seed, first],
+            "captions": list(captions) if self.settings.clip_guidance else None,
+        }
+        return self.kept.get(key, lambda: {"pixels": self._pixels(codes, captions, first)})["pixels"].float() / 255
+
+    def _pixels(self, codes: Tensor, captions: Sequence[str], first: int) -> Tensor:
+        jobs = [Job(name="codes", index=first + place, codes=grid.cpu()) for place, grid in enumerate(codes)]
+        if not self.settings.clip_guidance:
+            return self._decoded(jobs, None)
+        return torch.cat([self._decoded([job], caption) for job, caption in zip(jobs, captions, strict=True)])
+
+    def _decoded(self, jobs: Sequence[Job], caption: str | None) -> Tensor:
+        asked = {field.name: getattr(self.settings, field.name) for field in dataclasses.fields(DecodeSettings)}
+        request = DecodeRequest(**asked, text=caption, seed=self.seed, batch_size=len(jobs), preview_every=0)
+        events = decode(self.decoder, request, jobs)
+        found = {event.place: to_tensor(event.picture.image) for event in events if isinstance(event, Result)}
+        return torch.stack([found[place] for place in range(len(jobs))])
+
+
+@dataclass(kw_only=True, eq=False)
+class TextToImage:
+    """What is measured of a model's drawings: R-precision, CLIP score and Fréchet distance (docs/EVALUATE.md).
+
+    Attributes:
+        model: the first stage.
+        settings: what is drawn.
+        seed: picture k of prompt i is a function of seed, i and k.
+        kept: where drawings are kept.
+        redraw: the second stage, where it is to be measured too.
+    """
+
+    model: Model
+    settings: DrawSettings
+    seed: int
+    kept: Kept
+    redraw: Redrawing | None = None
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The model's CLIP."""
+        return Judge(*self.model.clip)
+
+    @cached_property
+    def clip_hash(self) -> str:
+        """The SHA-256 of the judge's weights."""
+        clip = self.model.clip[0]
+        assert isinstance(clip, nn.Module)
+        return fingerprint(clip.state_dict())
+
+    def measure(self, batches: Iterable[Examples]) -> list[Row]:
+        """A row for the real pictures, then for each guidance and each number of candidates one, or two if decoded.
+
+        The best of several is chosen by the CLIP that then judges it, so its R-precision and its score are flattered;
+        its Fréchet distance is not.
+        """
+        captions, real = self._read(batches)
+        text = self.judge.read(captions)
+        retrieval = Retrieval(captions, text, among=self.settings.among, seed=self.seed)
+
+        def row(name: str, seen: Tensor) -> Row:
+            found = {"r_precision": retrieval.precision(seen), "clip_score": retrieval.score(seen)}
+            return {"pictures": name, "number": len(seen), "among": retrieval.among, **found}
+
+        rows = [row("real", real)]
+        for scale in self.settings.cond_scales:
+            codes, seen = self.draw(captions, cond_scale=scale)
+            for number in self.settings.best_of:
+                chosen = torch.arange(len(seen)), best_of(seen, text, number)
+                how = {"cond_scale": scale, "best_of": number}
+                kinds = {"drawn": seen[chosen]}
+                if self.redraw is not None:
+                    kinds["decoded"] = self.judge.see(self.redraw(codes[chosen], captions))
+                for name, features in kinds.items():
+                    rows.append({**row(name, features), "frechet": frechet_distance(features, real), **how})
+        return rows
+
+    def draw(self, captions: Sequence[str], *, cond_scale: float) -> tuple[Tensor, Tensor]:
+        """Codes (N, K, h, w) of pictures of each caption, and what CLIP sees in them, (N, K, E)."""
+        parts = []
+        for first in range(0, len(captions), PROMPTS_AT_ONCE):
+            some = captions[first : first + PROMPTS_AT_ONCE]
+            key = {
+                "weights": self.model.hashes,
+                "clip": self.clip_hash,
+                "captions": list(some),
+                "seed": [self.seed, first],
+                "drawn": [max(self.settings.best_of), cond_scale, self.settings.top_p, self.settings.temperature],
+            }
+            parts.append(self.kept.get(key, lambda some=some, first=first: self._draw(some, first, cond_scale)))
+        return torch.cat([part["codes"] for part in parts]), torch.cat([part["features"] for part in parts])
+
+    def _draw(self, captions: Sequence[str], first: int, cond_scale: float) -> dict[str, Tensor]:
+        codes, features = [], []
+        for number, caption in enumerate(captions, start=first):
+            pictures = self.model.generate(
+                caption,
+                max(self.settings.best_of),
+                top_p=self.settings.top_p,
+                temperature=self.settings.temperature,
+                cond_scale=cond_scale,
+                seed=self.seed * SEEDS + number,
+                batch_size=self.settings.batch_size,
+                truncate_captions=True,
+            )
+            codes.append(torch.stack([torch.from_numpy(picture.codes) for picture in pictures]))
+            features.append(self.judge.see(stacked([picture.image for picture in pictures])))
+        return {"codes": torch.stack(codes), "features": torch.stack(features)}
+
+    def _read(self, batches: Iterable[Examples]) -> tuple[list[str], Tensor]:
+        captions: list[str] = []
+        features = []
+        for examples in batches:
+            captions += examples.captions
+            features.append(self.judge.see(examples.pictures))
+        return captions, torch.cat(features)
+
+
+def stacked(images: Sequence[Image.Image]) -> Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] of RGB images of one size."""
+    return torch.stack([to_tensor(image) for image in images]).float() / 255

@@ -1,0 +1,151 @@
+"""`dalle3 evaluate` as its users call it, on a tiny model with random weights."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle3.checkpoint import save_checkpoint
+from dalle3.cli import main
+from dalle3.cli.evaluate import name_splits
+from dalle3.errors import ConfigError
+from tests import tiny
+
+COLORS, SHAPES = ("red", "blue"), ("circle", "square")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A model with both stages, and two data sets."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.write_model(folder / "model")
+    save_checkpoint(tiny.decoder(), folder / "model" / "decoder")
+    for split, seed in (("val", 0), ("held", 1)):
+        write_pictures(folder / split, seed=seed)
+    return folder
+
+
+def write_pictures(folder: Path, *, seed: int) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    for number in range(4):
+        pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a {COLORS[number % 2]} {SHAPES[number // 2]}")
+
+
+@pytest.fixture(autouse=True)
+def _there(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("DALLE3_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+def evaluate(line: str) -> int:
+    return main(["evaluate", *shlex.split(line)])
+
+
+def measured(line: str) -> dict:
+    """The report of an evaluation that went well."""
+    assert evaluate(f"{line} --json report.json") == 0
+    return json.loads(Path("report.json").read_text())["splits"]
+
+
+def test_an_image_tokenizer_is_measured_on_each_data_set(world, capsys):
+    found = measured(f"codec --vae_path {world}/model/codec --clip {world}/model/clip --data {world}/val {world}/held")
+    assert list(found) == ["val", "held"]
+    (row,) = found["val"]
+    assert set(row) == {"number", "psnr", "psnr_mean", "codebook_use", "perplexity", "frechet"}
+    assert row["number"] == 4
+    assert 1 / tiny.CODES <= row["codebook_use"] <= 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == ["val", "held"]
+
+
+def test_a_decoder_is_measured_beside_the_pictures_of_the_codes(world):
+    found = measured(f"decoder --model_path {world}/model --steps 2 --data {world}/val")
+    assert [row["pictures"] for row in found["val"]] == ["codes, enlarged", "decoded"]
+    assert all({"psnr", "frechet"} < set(row) for row in found["val"])
+
+
+def test_without_a_clip_a_decoder_has_no_frechet_distance_and_says_so(world, capsys, tmp_path):
+    save_checkpoint(tiny.decoder(), tmp_path / "alone" / "decoder")
+    found = measured(f"decoder --model_path alone --vae_path {world}/model/codec --steps 1 --data {world}/val")
+    assert "frechet" not in found["val"][0]
+    assert "no Fréchet distance" in capsys.readouterr().err
+
+
+def test_text_to_image_is_measured_for_each_guidance_and_each_number_of_candidates(world):
+    flags = "--cond_scales 1,3 --best_of 1,2 --among 3 --diffusion --steps 1"
+    rows = measured(f"text --dalle_path {world}/model {flags} --data {world}/val")["val"]
+    names = [(row["pictures"], row.get("cond_scale"), row.get("best_of")) for row in rows]
+    drawn = [(kind, scale, number) for scale in (1, 3) for number in (1, 2) for kind in ("drawn", "decoded")]
+    assert names == [("real", None, None), *drawn]
+    assert all(row["among"] == 3 and 0 <= row["r_precision"] <= 1 and -1 <= row["clip_score"] <= 1 for row in rows)
+    best = {(row["cond_scale"], row["best_of"]): row["clip_score"] for row in rows if row["pictures"] == "drawn"}
+    assert best[1, 2] >= best[1, 1]
+
+
+def test_a_seed_always_gives_the_same_figures_and_another_one_others(world):
+    def figures(seed: int) -> dict:
+        Path("report.json").unlink(missing_ok=True)
+        return measured(f"text --dalle_path {world}/model --seed {seed} --data {world}/val")
+
+    assert figures(1) == figures(1) != figures(2)
+
+
+def test_what_was_drawn_is_kept_and_not_drawn_again(world):
+    line = f"text --dalle_path {world}/model --keep_drawn drawn --data {world}/val"
+    first = measured(line)
+    kept = {path: path.stat().st_mtime_ns for path in Path("drawn").iterdir()}
+    assert kept
+    Path("report.json").unlink()
+    assert measured(line) == first
+    assert {path: path.stat().st_mtime_ns for path in Path("drawn").iterdir()} == kept
+
+
+def test_a_report_is_continued_with_the_data_sets_it_lacks(world):
+    line = f"codec --vae_path {world}/model/codec --data"
+    measured(f"{line} {world}/val")
+    report = json.loads(Path("report.json").read_text())
+    report["splits"]["val"][0]["psnr"] = 12.5
+    Path("report.json").write_text(json.dumps(report))
+    found = measured(f"{line} {world}/val {world}/held")
+    assert (found["val"][0]["psnr"], "held" in found) == (12.5, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--number 3 --json report.json", "another evaluation (number differ)"),
+        ("--number 1", "at least 2"),
+        ("--json other.json", "is no report"),
+    ],
+)
+def test_what_cannot_be_is_one_line(world, capsys, line, said):
+    measured(f"codec --vae_path {world}/model/codec --data {world}/val")
+    Path("other.json").write_text("[]")
+    capsys.readouterr()
+    assert evaluate(f"codec --vae_path {world}/model/codec --data {world}/val {line}") == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert said in message
+
+
+def test_decoding_flags_without_diffusion_are_refused(world, capsys):
+    assert evaluate(f"text --dalle_path {world}/model --steps 3 --data {world}/val") == 2
+    assert "--diffusion only" in capsys.readouterr().err
+
+
+def test_a_data_set_has_the_name_given_or_that_of_its_file():
+    found = name_splits(["data/val-{00000..00003}.tar", "x/heldout_style-00000.tar", "mine=a/b.tar", "x/folder"])
+    assert list(found) == ["val", "heldout_style", "mine", "folder"]
+    assert found["mine"] == "a/b.tar"
+
+
+def test_two_data_sets_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="both called val"):
+        name_splits(["a/val-00000.tar", "b/val-00000.tar"])
