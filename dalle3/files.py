@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from dalle3.errors import OutputError
+
+TORCH_CANNOT_WRITE = ("inline_container", "PytorchStream", "iostream error")
 
 
 @contextlib.contextmanager
@@ -92,3 +95,15 @@ def reported(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise OutputError(f"{path} was not written: {error.strerror or error}") from error
+    except Exception as error:
+        if reason := _foreign_reason(error):
+            raise OutputError(f"{path} was not written: {reason}") from error
+        raise
+
+
+def _foreign_reason(error: Exception) -> str | None:
+    """Why a file could not be written, where a library in Rust or C++ says so by an error of no exact kind."""
+    if found := re.search(r"([^:]+) \(os error \d+\)", str(error)):  # safetensors and tokenizers
+        return found[1].strip()
+    of_torch = isinstance(error, RuntimeError) and any(sign in str(error) for sign in TORCH_CANNOT_WRITE)
+    return "torch could not write all of it; is the disk full?" if of_torch else None

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dalle3.checkpoint import WEIGHTS, read_safetensors, write_checkpoint
 from dalle3.config import option
 from dalle3.data.loader import Batch, Stream, batches, collate
 from dalle3.errors import ConfigError, TrainingError
-from dalle3.files import partial_folder, whole_folder
+from dalle3.files import partial_folder, reported, whole_folder
 from dalle3.log import note, warn
 from dalle3.runtime import DTYPES, generator
 from dalle3.train.endings import interruptible, lost_processes
 from dalle3.train.optim import Average, OptimConfig, learning_rate, make_optimizer
 from dalle3.train.parallel import Parallel
 from dalle3.train.progress import Progress, progress
-from dalle3.train.run import Beginning, Position, RunFolder, read_position, write_position
+from dalle3.train.run import Beginning, Position, RunFolder, continuing, read_position, write_position
 from dalle3.train.seeds import seeded
 from dalle3.train.task import Task, grid
 from dalle3.train.throughput import Clock, Work, count, peak
@@ -128,10 +128,12 @@ class _Trainer:
         self.progress: Progress
         self.average = Average(task.model, optim.ema_decay) if optim.ema_decay else None
         if isinstance(start, Path):
-            self._load_weights(start)
+            with continuing(start):
+                self._load_weights(start)
         self.clock = Clock(self._work()) if parallel.rank == 0 else None
         parallel.wrap(task.objective, make_optimizer(task.objective, optim))
-        self._resume(start)
+        with continuing(start):
+            self._resume(start)
 
     @property
     def finished(self) -> bool:
@@ -279,14 +281,15 @@ class _Trainer:
                 _save_tensors(beside, folder / "train" / BESIDE)
             write_position(folder, self.position)
         self.parallel.barrier()  # the folder is there
-        self.parallel.save(folder / "train")
+        with reported(folder):
+            self.parallel.save(folder / "train")
 
     def _weights(self) -> dict[str, Tensor]:
         return self.parallel.whole(self.task.model.state_dict(keep_vars=True))
 
     def _load_weights(self, start: Path) -> None:
         raw, used = start / "train" / RAW, read_safetensors(start / WEIGHTS)
-        self.task.model.load_state_dict(load_file(raw) if raw.exists() else used)
+        self.task.model.load_state_dict(read_safetensors(raw) if raw.exists() else used)
         if self.average is not None:
             self.average.load(used)
         if beside := tensors_beside(self.task.objective, self.task.model):

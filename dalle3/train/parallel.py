@@ -25,6 +25,7 @@ T = TypeVar("T")
 Moments = list[tuple[nn.Parameter, dict[str, Tensor] | None]]
 
 OPTIMIZER = "optimizer.pt"
+SHAPED = ("exp_avg", "momentum_buffer")  # what optimizers remember in the shape of a weight
 NEW_MOMENTS = "the weights continue, the optimizer's averages start anew"
 
 
@@ -161,6 +162,7 @@ class SingleDevice:
         path = folder / OPTIMIZER
         if path.is_file():
             self.optimizer.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+            _check_shapes(self.optimizer, path)
         elif self.rank == 0:
             warn(f"{folder} holds no optimizer state of one device, as under DeepSpeed: {NEW_MOMENTS}")
 
@@ -252,3 +254,14 @@ class DataParallel(Processes):
         """A block whose gradients are only added up, not yet exchanged."""
         assert isinstance(self.objective, nn.parallel.DistributedDataParallel)
         return self.objective.no_sync()
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Raises TrainingError where moments have another shape than their weights: Adam would read past their end."""
+    for parameter, remembered in optimizer.state.items():
+        for moment in (remembered[name] for name in SHAPED if remembered.get(name) is not None):
+            if moment.shape != parameter.shape:
+                found, expected = tuple(moment.shape), tuple(parameter.shape)
+                raise TrainingError(
+                    f"{path} remembers a weight of shape {found} where the model has {expected}; it is of another model"
+                )

@@ -6,10 +6,12 @@ runs/shapes/ config.json  metrics.jsonl  samples/step-00000500.png
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from dalle3.errors import ConfigError, TrainingError
-from dalle3.files import whole_file
+from dalle3.errors import ConfigError, Dalle3Error, TrainingError
+from dalle3.files import reported, whole_file
 from dalle3.train.optim import Plateau
 from dalle3.train.trackers import Tracker
 
@@ -86,7 +88,7 @@ class RunFolder:
 
     def log(self, row: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl, and tells the trackers."""
-        with self._metrics.open("a") as file:
+        with reported(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
         for tracker in self.trackers:
             tracker.log(row)
@@ -133,10 +135,30 @@ class RunFolder:
             ) from None
 
 
+@contextlib.contextmanager
+def continuing(start: object) -> Iterator[None]:
+    """Turns what goes wrong while a checkpoint is taken up into one line.
+
+    Raises:
+        TrainingError: it is damaged, or its parts are those of different models.
+    """
+    try:
+        yield
+    except Dalle3Error:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(
+            f"{start} cannot be continued from ({reason}); it is damaged, or parts of it are of another model: "
+            "pass an earlier checkpoint as --resume, or start anew"
+        ) from None
+
+
 def read_position(checkpoint: Path) -> Position:
     """Where the run stood when it wrote a checkpoint."""
-    stored = json.loads((checkpoint / "train" / "position.json").read_text())
-    return Position(**{**stored, "plateau": Plateau(**stored.get("plateau", {}))})
+    with continuing(checkpoint):
+        stored = json.loads((checkpoint / "train" / "position.json").read_text())
+        return Position(**{**stored, "plateau": Plateau(**stored.get("plateau", {}))})
 
 
 def write_position(checkpoint: Path, position: Position) -> None:
