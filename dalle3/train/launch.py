@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,13 +46,24 @@ def meet(config: LaunchConfig, loop: LoopConfig, optim: OptimConfig, *, device: 
 
     Raises:
         DependencyError: DeepSpeed is asked for and not installed.
-        ConfigError: as `ZeroConfig.settings`.
+        ConfigError: as `ZeroConfig.settings`; or DeepSpeed cannot do what the loop is asked for.
     """
     dtype = DTYPES[loop.dtype]
     if config.deepspeed:
+        if dtype == torch.float16:
+            raise ConfigError("dtype is float16, whose loss scale DeepSpeed does not save; take bfloat16")
         zero = ZeroConfig(stage=config.zero_stage, offload=config.offload, file=config.deepspeed_config)
         settings = zero.settings(
             batch_size=loop.batch_size, ga_steps=loop.ga_steps, clip=optim.clip_grad_norm, dtype=dtype
         )
+        _check(settings, optim)
         return DeepSpeed(device, settings)
     return DataParallel(device, dtype=dtype) if launched()[0] > 1 else SingleDevice(device, dtype=dtype)
+
+
+def _check(settings: dict[str, Any], optim: OptimConfig) -> None:
+    stage = settings["zero_optimization"].get("stage", 0)
+    if optim.optimizer == "Muon" and stage:
+        raise ConfigError(
+            f"optimizer is Muon, which needs whole matrices, and ZeRO stage {stage} cuts them; take AdamW"
+        )

@@ -45,7 +45,9 @@ class LoopConfig:
     seed: int = option(0, help="of the weights, the order of the data and every draw")
     num_workers: int = option(0, help="processes that read data ahead")
     device: str = option("auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
-    dtype: Literal["float32", "bfloat16"] = option("float32", help="of matrix products; weights stay float32")
+    dtype: Literal["float32", "bfloat16", "float16"] = option(
+        "float32", help="of matrix products; weights stay float32, and float16 scales the loss as it must"
+    )
     save_every_n_steps: int = option(1000, help="steps between checkpoints")
     keep_n_checkpoints: int | None = option(None, help="newest checkpoints kept (default: all)")
     log_every_n_steps: int = option(10, help="steps between lines of metrics")
@@ -173,14 +175,19 @@ class _Trainer:
         norm = self.parallel.step(learning_rate=rate, clip=self.optim.clip_grad_norm)
         self.position.step += 1
         self._consume(metrics["loss"])
-        if not (math.isfinite(norm) and math.isfinite(metrics["loss"])):
+        if not (math.isfinite(norm or 0.0) and math.isfinite(metrics["loss"])):
             raise TrainingError(self._diverged(metrics["loss"], norm))
         if self.average is not None:
             self.average.update(self._weights(), self.position.step)
         self.progress.advance()
-        self._report({**metrics, "grad_norm": norm, "learning_rate": rate})
+        self._report({**metrics, **self._of_step(norm), "learning_rate": rate})
         if self.position.step % self.loop.save_every_n_steps == 0:
             self.save()
+
+    def _of_step(self, norm: float | None) -> dict[str, float]:
+        """The gradient's norm, unless float16 could not hold it; with float16, the scale of the loss."""
+        found = {"grad_norm": norm, "loss_scale": self.parallel.loss_scale()}
+        return {name: value for name, value in found.items() if value is not None}
 
     def _learning_rate(self) -> float:
         rate = learning_rate(self.position.step, self.steps, self.optim) * self.position.plateau.factor
@@ -320,7 +327,7 @@ class _Trainer:
         self.position.skipped += round(here * self.parallel.world)
         self.skipped = 0
 
-    def _diverged(self, loss: float, norm: float) -> str:
+    def _diverged(self, loss: float, norm: float | None) -> str:
         kept = self.run.checkpoints()
         where = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         return (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,13 +14,19 @@ from torch import Tensor, nn
 
 from dalle3.config import option
 from dalle3.errors import ConfigError
+from dalle3.train.muon import MuonAndAdamW, hidden_matrices
+
+FLAGS = {"params", "lr", "betas", "weight_decay"}  # arguments of optimizers that are not given by --optimizer_args
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """How weights follow their gradients."""
 
-    optimizer: str = option("AdamW", help="an optimizer of torch.optim by its name")
+    optimizer: str = option(
+        "AdamW", help="an optimizer of torch.optim by its name; Muon takes hidden matrices and leaves the rest to AdamW"
+    )
+    optimizer_args: str = option("", help="more arguments of the optimizer, as in momentum=0.9,nesterov=True")
     learning_rate: float = option(3e-4, help="highest learning rate")
     weight_decay: float = option(0.0, help="decay of matrices; biases, norms and scales are left alone")
     betas: tuple[float, ...] = option((0.9, 0.99), help="decay rates of the averages of optimizers that keep two")
@@ -41,29 +49,87 @@ class OptimConfig:
             raise ConfigError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def make_optimizer(objective: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer of the parameters that need a gradient.
 
     Raises:
-        ConfigError: torch.optim has none of that name, or it takes matrices only.
+        ConfigError: torch.optim has none of that name, or it does not take the arguments.
     """
-    kind = getattr(torch.optim, config.optimizer, None)
-    if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)):
-        raise ConfigError(
-            f"torch.optim has no optimizer {config.optimizer!r}; AdamW, Adafactor and SGD are some it has"
-        )
-    if config.optimizer in ("Muon", "LBFGS", "SparseAdam"):
-        raise ConfigError(f"{config.optimizer} cannot train every weight of these models; take AdamW")
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kinds = optimizers()
+    if config.optimizer not in kinds:
+        raise ConfigError(f"optimizer is {config.optimizer!r}; of torch.optim it may be {', '.join(kinds)}")
+    kind = kinds[config.optimizer]
+    taken = set(inspect.signature(kind).parameters) - FLAGS
+    extra = _arguments(config.optimizer_args, taken, config.optimizer)
+    try:
+        if config.optimizer == "Muon":
+            return _muon(objective, config, extra)
+        return kind(_groups(objective.parameters(), config), **_given(kind, config), **extra)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"optimizer {config.optimizer}: {error}") from None
+
+
+def optimizers() -> dict[str, type[torch.optim.Optimizer]]:
+    """What torch.optim has for these models, by name."""
+    found = {
+        name: kind
+        for name, kind in sorted(vars(torch.optim).items())
+        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)
+    }
+    for name in ("Optimizer", "LBFGS", "SparseAdam"):  # the last two need another loop, and sparse gradients
+        del found[name]
+    return found
+
+
+def _given(kind: type[torch.optim.Optimizer], config: OptimConfig) -> dict[str, Any]:
+    """What the flags say, as far as the optimizer takes it."""
+    taken = inspect.signature(kind).parameters
+    wanted: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas}
+    if kind in (torch.optim.Adam, torch.optim.AdamW):
+        wanted["fused"] = True
+    return {name: value for name, value in wanted.items() if name in taken}
+
+
+def _groups(parameters: Iterable[nn.Parameter], config: OptimConfig) -> list[dict[str, Any]]:
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    taken = inspect.signature(kind).parameters
-    wanted: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
-    if config.optimizer not in ("Adam", "AdamW"):
-        del wanted["fused"]
-    return kind([group for group in groups if group["params"]], **{k: v for k, v in wanted.items() if k in taken})
+    return [group for group in groups if group["params"]]
+
+
+def _arguments(text: str, taken: set[str], optimizer: str) -> dict[str, Any]:
+    """The value of each argument in "momentum=0.9,nesterov=True"."""
+    found: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in taken:
+            raise ConfigError(
+                f"optimizer_args has {part!r}; {optimizer} takes {', '.join(sorted(taken))}, as NAME=VALUE"
+            )
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
+
+
+def _muon(objective: nn.Module, config: OptimConfig, extra: dict[str, Any]) -> torch.optim.Optimizer:
+    matrices = hidden_matrices(objective)
+    if not matrices:
+        raise ConfigError("optimizer is Muon, which is for matrices of linear layers; this model has none, take AdamW")
+    chosen = {id(matrix) for matrix in matrices}
+    others = _groups((p for p in objective.parameters() if id(p) not in chosen), config)
+    return MuonAndAdamW(
+        torch.optim.Muon(
+            matrices,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            **{"adjust_lr_fn": "match_rms_adamw", **extra},
+        ),
+        torch.optim.AdamW(others, **_given(torch.optim.AdamW, config)) if others else None,
+    )
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:

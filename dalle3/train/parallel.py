@@ -6,6 +6,7 @@ wrap, backward, step, save, load: once for one device, once for DDP, once for De
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -24,8 +25,9 @@ T = TypeVar("T")
 
 Moments = list[tuple[nn.Parameter, dict[str, Tensor] | None]]
 
-OPTIMIZER = "optimizer.pt"
+OPTIMIZER, SCALE = "optimizer.pt", "loss_scale.json"
 SHAPED = ("exp_avg", "momentum_buffer")  # what optimizers remember in the shape of a weight
+LOWEST_SCALE = 1.0  # gradients that float16 cannot hold at this scale either are no accident
 NEW_MOMENTS = "the weights continue, the optimizer's averages start anew"
 
 
@@ -53,11 +55,16 @@ class Parallel(Protocol):
         """Adds the gradients of `loss`."""
         ...
 
-    def step(self, *, learning_rate: float, clip: float) -> float:
+    def step(self, *, learning_rate: float, clip: float) -> float | None:
         """Changes the weights and forgets the gradients; the gradient's norm before clipping.
 
-        Where the norm is not finite nothing is changed.
+        Where the norm is not finite nothing is changed. None says that float16 could not hold the gradients, and that
+        the next step's will be smaller by the scale of the loss.
         """
+        ...
+
+    def loss_scale(self) -> float | None:
+        """What the loss is multiplied by before gradients are taken; None where it is left alone."""
         ...
 
     def mean(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -111,6 +118,7 @@ class SingleDevice:
         self.device, self.dtype = device, dtype
         self.objective: nn.Module
         self.optimizer: torch.optim.Optimizer
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     def wrap(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Takes charge of the objective and of what changes its weights."""
@@ -128,17 +136,24 @@ class SingleDevice:
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of `loss`."""
-        loss.backward()
+        self.scaler.scale(loss).backward()
 
-    def step(self, *, learning_rate: float, clip: float) -> float:
+    def step(self, *, learning_rate: float, clip: float) -> float | None:
         """Changes the weights and forgets the gradients; the gradient's norm before clipping."""
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, clip or float("inf"))
         if torch.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        before = self.loss_scale()
+        self.scaler.update()
+        return None if before is not None and LOWEST_SCALE <= self.scaler.get_scale() < before else float(norm)
+
+    def loss_scale(self) -> float | None:
+        """What the loss is multiplied by before gradients are taken, for float16; else None."""
+        return self.scaler.get_scale() if self.scaler.is_enabled() else None
 
     def mean(self, metrics: dict[str, float]) -> dict[str, float]:
         """The metrics as they are."""
@@ -156,6 +171,8 @@ class SingleDevice:
         """Writes the optimizer's state."""
         if self.rank == 0:
             torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)
+            if self.scaler.is_enabled():
+                (folder / SCALE).write_text(json.dumps(self.scaler.state_dict()) + "\n")
 
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote."""
@@ -165,6 +182,8 @@ class SingleDevice:
             _check_shapes(self.optimizer, path)
         elif self.rank == 0:
             warn(f"{folder} holds no optimizer state of one device, as under DeepSpeed: {NEW_MOMENTS}")
+        if self.scaler.is_enabled() and (folder / SCALE).is_file():
+            self.scaler.load_state_dict(json.loads((folder / SCALE).read_text()))
 
     def adopt(self, moments: Moments) -> None:
         """Gives the optimizer what another's Adam remembered of each parameter, where it is an Adam too."""

@@ -103,7 +103,7 @@ class DeepSpeed(Processes):
         """Adds the gradients of `loss`, which the loop has divided by the number of passes."""
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, *, learning_rate: float, clip: float) -> float:
+    def step(self, *, learning_rate: float, clip: float) -> float | None:
         """Changes the weights and forgets the gradients; the gradient's norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate

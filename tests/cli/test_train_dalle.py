@@ -124,9 +124,10 @@ def test_without_an_image_tokenizer_the_flag_is_named(flags, tmp_path, capfd, mo
 
 
 @pytest.mark.parametrize("switch", ["fp16", "amp"])
-def test_half_precision_is_bfloat16(switch, flags, tmp_path):
+def test_half_precision_is_float16_with_a_scaled_loss(switch, flags, tmp_path):
     assert train(switch, **flags, **MODEL, steps=1, dalle_output_file_name=tmp_path / "dalle") == 0
-    assert json.loads((tmp_path / "dalle" / "config.json").read_text())["loop"]["dtype"] == "bfloat16"
+    assert json.loads((tmp_path / "dalle" / "config.json").read_text())["loop"]["dtype"] == "float16"
+    assert "loss_scale" in metrics(tmp_path / "dalle")[0]
 
 
 def test_the_profiler_counts_operations_and_ends(flags, tmp_path, capfd):

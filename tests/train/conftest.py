@@ -14,6 +14,7 @@ from dalle3.data.transforms import Crop, CropConfig
 from dalle3.models.clip import Clip, ClipConfig
 from dalle3.models.dalle import Dalle, DalleConfig
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle3.runtime import DTYPES
 from dalle3.tokenizers.huggingface import HuggingFace, train_bpe
 from dalle3.train.loop import LoopConfig, Outcome, train
 from dalle3.train.optim import OptimConfig
@@ -113,4 +114,5 @@ def fit(task: Task, folder: Path, *, resume: str = "never", loop: LoopConfig, op
     run = RunFolder(folder)
     start = run.begin({"task": type(task).__name__, "seed": loop.seed}, resume=resume)
     stream = Stream(Squares(), Crop(8, CropConfig()), seed=loop.seed)
-    return train(task, stream, loop, optim, run=run, start=start, parallel=SingleDevice(torch.device("cpu")))
+    parallel = SingleDevice(torch.device("cpu"), dtype=DTYPES[loop.dtype])
+    return train(task, stream, loop, optim, run=run, start=start, parallel=parallel)
