@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from dalle3.config import option
 from dalle3.errors import CodesError, ConfigError, PromptError
 from dalle3.nn.attention import Attention, Record, stable_softmax
+from dalle3.nn.cross_entropy import linear_cross_entropy
 from dalle3.nn.feedforward import GatedFeedForward
 from dalle3.nn.positions import ATTENTION_TYPES, GridRotary, TokenShift, attention_mask
 from dalle3.nn.transformer import Branch, Transformer, layer_scale
@@ -155,12 +156,13 @@ class Dalle(nn.Module):
             codes: (B, M) or (B, h, w), whole pictures.
         """
         c = self.config
-        hidden = self.hidden(self.embed(text, codes))
-        text_logits = self.text_logits(hidden[:, : c.text_seq_len])
-        image_logits = self.image_logits(hidden[:, c.text_seq_len :])
+        hidden = self.hidden(self.embed(text, codes)).split([c.text_seq_len, c.image_seq_len], dim=1)
+        sizes = [c.num_text_ids, c.num_image_tokens]
+        weights, biases = self.to_logits.weight.split(sizes), self.to_logits.bias.split(sizes)
+        targets = {"text": self.fill_blanks(text), "image": codes}
         parts = {
-            "text": F.cross_entropy(text_logits.float().flatten(0, 1), self.fill_blanks(text).flatten()),
-            "image": F.cross_entropy(image_logits.float().flatten(0, 1), codes.flatten()),
+            name: linear_cross_entropy(x.flatten(0, 1), weight, bias, target.flatten())
+            for (name, target), x, weight, bias in zip(targets.items(), hidden, weights, biases, strict=True)
         }
         return (parts["text"] + c.loss_img_weight * parts["image"]) / (c.loss_img_weight + 1), parts
 
