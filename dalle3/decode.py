@@ -1,7 +1,7 @@
 """From codes to full-quality pictures, as a stream of events: the diffusion decoder, guided or not, and the upsampler.
 
-Nothing here prints or writes; the doors do. Shapes: B pictures of a batch, h w grid of codes, D width of the codebook,
-S side of a picture in pixels.
+Nothing here prints or writes; the doors do. Shapes: B pictures of a batch, h w grid of codes, S side of a
+picture in pixels.
 """
 
 from __future__ import annotations
@@ -196,10 +196,8 @@ class Decoding:
                 torch.cat([job.picture for job in jobs if job.picture is not None]) * 2 - 1 if drawn is None else drawn
             )
             return stage.low_res(found.to(self.decoder.device), side)
-        assert self.decoder.codec is not None
         codes = torch.stack([job.codes for job in jobs if job.codes is not None])
-        with torch.no_grad():
-            return self.decoder.codec.embed(codes.to(self.decoder.device)).float()
+        return codes.to(self.decoder.device)
 
     def _batches(self) -> Iterator[list[int]]:
         """The numbers of jobs to do together: alike, and no more than memory takes."""
@@ -255,8 +253,9 @@ class Decoding:
         return sides
 
     def _decode_stage(self) -> DecodeStage:
-        unet, request = self.decoder.unet, self.request
+        unet, codec, request = self.decoder.unet, self.decoder.codec, self.request
         assert unet is not None
+        assert codec is not None
         if request.guidance_scale != 1 and not unet.config.null_embedding:
             raise ConfigError(
                 f"guidance_scale is {request.guidance_scale}, and this decoder was trained without a null embedding: "
@@ -266,6 +265,7 @@ class Decoding:
         return DecodeStage(
             name="decode",
             network=unet,
+            codec=codec,
             process=process,
             sampler=sampler,
             guide=self._guide(sampler),

@@ -1,7 +1,7 @@
-"""The two diffusions a picture passes through: from embedded codes to pixels, and from pixels to more of them.
+"""The two diffusions a picture passes through: from codes to pixels, and from pixels to more of them.
 
-Shapes: B pictures of a batch, h w grid of codes, D width of the codebook, S side of a picture in pixels, s side of a
-picture to be enlarged. Pixels are in -1..1.
+Shapes: B pictures of a batch, h w grid of codes, S side of a picture in pixels, s side of a picture to be enlarged.
+Pixels are in -1..1.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from dalle3.errors import ConfigError
 from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, SamplerName, Upsampler
+from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.runtime import generator, peak_bytes
 from dalle3.steering import Guide
 from diffusion.guidance import classifier_free, clipped
@@ -95,25 +96,31 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DecodeStage(Stage):
-    """From embedded codes (B, D, h, w) to pictures.
+    """From codes (B, h, w) to pictures.
 
     Attributes:
         network: the decoder.
+        codec: the image tokenizer of the codes.
         guidance_scale: of classifier-free guidance on the codes; 1 is none.
     """
 
     network: DiffusionDecoder
+    codec: ImageTokenizer
     guidance_scale: float = 1.0
 
     def unguided(self, condition: Tensor, side: int) -> Denoiser:
         """As `Stage.unguided`."""
         del side  # the codes decide it
         network, labels = self.network, self.labels(condition)
+        with torch.no_grad():
+            told = network.conditions(self.codec, condition)
         if self.guidance_scale == 1:
-            return self.process.denoiser(lambda x, t: network(x, t, embeddings=condition, labels=labels))
-        both = torch.cat([condition, network.null_embeddings(condition)])
-        twice = None if labels is None else labels.repeat(2)
-        denoise = self.process.denoiser(lambda x, t: network(x, t, embeddings=both, labels=twice))
+            return self.process.denoiser(lambda x, t: network(x, t, labels=labels, **told))
+        twice = {name: torch.cat([one, one]) for name, one in told.items()}
+        where = torch.arange(2 * len(condition), device=condition.device) >= len(condition)
+        both = network.withheld(twice, where)
+        classes = None if labels is None else labels.repeat(2)
+        denoise = self.process.denoiser(lambda x, t: network(x, t, labels=classes, **both))
         return classifier_free(denoise, self.guidance_scale)
 
 

@@ -7,8 +7,7 @@ the bottleneck: (B, D, 2H / stride, 2W / stride). 16x16 codes make 256 pixels in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +61,7 @@ class UNetConfig:
         emb_input_dims: D of the embedding map it is conditioned on, or none.
         emb_output_dims: channels that map adds to the bottleneck.
         null_embedding: whether it has a learned vector in place of an absent map, for classifier-free guidance.
+        low_res: it also sees a rough or smaller version of the picture, stretched, beside its noisy input.
         use_checkpoint: recompute activations in the backward pass: slower, in far less memory.
     """
 
@@ -82,6 +82,7 @@ class UNetConfig:
     emb_input_dims: int | None = None
     emb_output_dims: int = 512
     null_embedding: bool = False
+    low_res: bool = False
     use_checkpoint: bool = False
 
     def __post_init__(self) -> None:
@@ -105,6 +106,11 @@ class UNetConfig:
         return tuple(int(mult * self.num_channels) for mult in self.channel_mult or CHANNEL_MULTS[self.image_size])
 
     @property
+    def input_channels(self) -> int:
+        """Channels of the first convolution: of the noisy picture, and of the second one that it may see."""
+        return 2 * self.in_channels if self.low_res else self.in_channels
+
+    @property
     def out_channels(self) -> int:
         """Channels of the output."""
         return 2 * self.in_channels if self.learn_sigma else self.in_channels
@@ -123,8 +129,6 @@ class UNet(nn.Module):
 
     From "Diffusion Models Beat GANs on Image Synthesis", section 3 (arXiv:2105.05233).
     """
-
-    pictures_in: ClassVar[int] = 1
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -152,23 +156,31 @@ class UNet(nn.Module):
         return 2 ** (len(self.config.widths) - 1)
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, *, embeddings: Tensor | None = None, labels: Tensor | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        *,
+        low_res: Tensor | None = None,
+        embeddings: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """The prediction (B, C or 2C, H, W), float32, at noisy pictures x (B, C, H, W).
 
         Args:
             x: standard normal at the highest noise, pixels in -1..1 at none.
             timesteps: (B,), or (1,) for all, as trained (see `Process.model_timesteps`); may be fractional.
+            low_res: (B, C, h, w), clean, in -1..1, for a network that sees one; at H x W it is as stretched.
             embeddings: (B, D, 2H / stride, 2W / stride), for a network conditioned on an embedding map.
             labels: (B,), for a class-conditional one.
         Raises:
             ShapeError: a size does not fit, or a condition is missing or not taken.
         """
-        self._check(x, embeddings, labels)
+        self._check(x, low_res, embeddings, labels)
         emb = self.time_embed(timestep_embedding(timesteps, self.config.num_channels))
         if labels is not None:
             emb = emb + self.label_emb(labels)
-        h = x.to(self.dtype)
+        h = x if low_res is None else torch.cat([x, stretch(low_res.to(x), x.shape[2], x.shape[3])], dim=1)
+        h = h.to(self.dtype)
         skips = []
         for block in self.input_blocks:
             h = block(h, emb)
@@ -199,7 +211,7 @@ class UNet(nn.Module):
 
     def _make_input_blocks(self) -> tuple[nn.ModuleList, list[int]]:
         config, width = self.config, self.config.widths[0]
-        blocks = [Stage(Convolution(config.in_channels * self.pictures_in, width))]
+        blocks = [Stage(Convolution(config.input_channels, width))]
         skips = [width]
         for level, next_width in enumerate(config.widths):
             for _ in range(config.num_res_blocks):
@@ -269,14 +281,16 @@ class UNet(nn.Module):
         condition = self.external_block(embeddings.to(h.dtype))
         return self.middle_block_cond(torch.cat([h, condition], dim=1), emb)
 
-    def _check(self, x: Tensor, embeddings: Tensor | None, labels: Tensor | None) -> None:
+    def _check(self, x: Tensor, low_res: Tensor | None, embeddings: Tensor | None, labels: Tensor | None) -> None:
         config, (height, width) = self.config, x.shape[2:]
-        if x.shape[1] != config.in_channels * self.pictures_in:
+        if x.shape[1] != config.in_channels:
             raise ShapeError(f"pictures have {x.shape[1]} channels; this network takes {config.in_channels}")
         if height % self.stride or width % self.stride:
             raise ShapeError(f"{width}x{height} pixels do not fit: both must be multiples of {self.stride}")
         if (labels is None) != (config.num_classes is None):
             raise ShapeError(f"this network has {config.num_classes or 'no'} classes: labels must fit that")
+        if (low_res is None) == config.low_res:
+            raise ShapeError(f"this network sees {'a' if config.low_res else 'no'} second picture: low_res must fit")
         if (embeddings is None) != (config.emb_input_dims is None):
             raise ShapeError(f"this network takes {'an' if config.emb_input_dims else 'no'} embedding map")
         expected = (len(x), config.emb_input_dims, 2 * height // self.stride, 2 * width // self.stride)
@@ -287,36 +301,10 @@ class UNet(nn.Module):
 
 
 class SuperResUNet(UNet):
-    """A UNet that also sees a smaller version of the picture, stretched to its size."""
+    """A UNet that always sees a smaller version of the picture, whether its config says so or not."""
 
-    pictures_in: ClassVar[int] = 2
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        *,
-        low_res: Tensor,
-        embeddings: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> Tensor:
-        """As `UNet.forward`.
-
-        Args:
-            x: (B, C, H, W), noisy.
-            timesteps: (B,) or (1,).
-            low_res: (B, C, h, w), clean, in -1..1; already H x W, it is taken as stretched.
-            embeddings: as in `UNet.forward`.
-            labels: as in `UNet.forward`.
-        Raises:
-            ShapeError: as `UNet.forward`.
-        """
-        return super().forward(
-            torch.cat([x, stretch(low_res.to(x), x.shape[2], x.shape[3])], dim=1),
-            timesteps,
-            embeddings=embeddings,
-            labels=labels,
-        )
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(replace(config, low_res=True))
 
 
 def stretch(pictures: Tensor, height: int, width: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion.errors import WeightsError
-from diffusion.unet import UNet, UNetConfig
+from diffusion.unet import SuperResUNet, UNet, UNetConfig
 
 State = Mapping[str, Tensor]
 Network = TypeVar("Network", bound=UNet)
@@ -72,14 +72,16 @@ def infer_config(state: State, base: UNetConfig, *, kind: type[UNet]) -> UNetCon
         WeightsError: these are not the weights of a UNet of guided-diffusion at all, or of the other kind.
     """
     in_channels, width = _shape(state, "input_blocks.0.0.weight")[1], _shape(state, "time_embed.0.weight")[1]
-    pictures, left = divmod(in_channels, base.in_channels)
-    if left or pictures != kind.pictures_in:
-        wanted = base.in_channels * kind.pictures_in
+    embedding = state.get("external_block.op.weight")
+    # Channels of two pictures are an upsampler's, or those of a decoder that also sees what its codes show.
+    upsampler = issubclass(kind, SuperResUNet)
+    low_res = not upsampler and embedding is not None and in_channels == 2 * base.in_channels
+    wanted = 2 * base.in_channels if upsampler or low_res else base.in_channels
+    if in_channels != wanted:
         raise WeightsError(
             f"the first convolution takes {in_channels} channels, a {kind.__name__} {wanted}: "
             "decoders take 3, upsamplers 6; give each file where it belongs"
         )
-    embedding = state.get("external_block.op.weight")
     labels = state.get("label_emb.weight")
     steering = _shape(state, "input_blocks.1.0.emb_layers.1.weight")[0]
     return replace(
@@ -92,6 +94,7 @@ def infer_config(state: State, base: UNetConfig, *, kind: type[UNet]) -> UNetCon
         emb_input_dims=None if embedding is None else embedding.shape[1],
         emb_output_dims=base.emb_output_dims if embedding is None else embedding.shape[0],
         null_embedding="null_embedding" in state,
+        low_res=low_res,
     )
 
 

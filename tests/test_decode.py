@@ -137,6 +137,18 @@ def test_guidance_on_the_codes_changes_the_picture(decoder):
     assert pixels(plain) == pixels(same) != pixels(more)
 
 
+def test_a_decoder_that_sees_the_picture_of_the_codes_draws_from_its_folder(tmp_path):
+    found = dataclasses.replace(tiny.decoder(low_res=True), codec=tiny.codec())
+    save_checkpoint(found, tmp_path / "decoder")
+    seeing = load_decoder(tmp_path / "decoder", device="cpu")
+    assert seeing.unet.conditions(seeing.codec, job().codes[None])["low_res"].shape == (1, 3, 16, 16)
+    plain, guided, larger = (
+        results(seeing, job(side=side), guidance_scale=scale)[0] for side, scale in ((4, 1.0), (4, 3.0), (6, 1.0))
+    )
+    assert pixels(plain) != pixels(guided)
+    assert larger.picture.image.size == (24, 24)
+
+
 def test_guidance_on_the_codes_needs_a_null_embedding(folder, tmp_path):
     save_checkpoint(tiny.decoder(null_embedding=False), tmp_path / "decoder")
     plain = load_decoder(tmp_path / "decoder", vae=folder / "codec", device="cpu")

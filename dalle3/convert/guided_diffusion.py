@@ -74,7 +74,7 @@ def describe_unet(state: Mapping[str, Tensor]) -> str:
     if "label_emb.weight" in state:
         said.append(f"conditioned on {state['label_emb.weight'].shape[0]} classes")
     if channels == 6:
-        said.append("an upsampler")
+        said.append("seeing a second picture" if "external_block.op.weight" in state else "an upsampler")
     if "out.2.weight" in state and state["out.2.weight"].shape[0] == 6:
         said.append("learned variances")
     return ", ".join(said)
@@ -91,7 +91,8 @@ def unet_checkpoint(state: dict[str, Tensor], *, path: Path, layout: Layout) -> 
         LayoutError: nothing is said, and not just one published model fits.
         CheckpointError: the tensors are not those of the layout; which, and what would fit.
     """
-    kind = "super_res_unet" if state["input_blocks.0.0.weight"].shape[1] == 6 else "unet"
+    two_pictures = state["input_blocks.0.0.weight"].shape[1] == 6
+    kind = "super_res_unet" if two_pictures and "external_block.op.weight" not in state else "unet"
     try:
         base, notes = _base(state, kind, layout)
         unet = dataclasses.replace(infer_config(state, base.unet, kind=KINDS[kind]), **layout.unet)

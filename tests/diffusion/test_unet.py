@@ -101,6 +101,17 @@ def test_an_upsampler_sees_the_small_picture():
     assert relative_error(network(x, told, low_res=small + 1), network(x, told, low_res=small)) > 1e-3
 
 
+def test_a_conditioned_network_can_see_a_second_picture():
+    x, embeddings = inputs()
+    network, told = make(replace(CONDITIONED, low_res=True)), torch.tensor([5.0])
+    given = {"embeddings": embeddings, "low_res": torch.zeros(2, 3, 4, 4)}
+    seen = network(x, told, **{**given, "low_res": torch.ones(2, 3, 4, 4)})
+    assert relative_error(seen, network(x, told, **given)) > 1e-3
+    assert relative_error(network(x, told, **{**given, "embeddings": embeddings + 1}), network(x, told, **given)) > 1e-4
+    with pytest.raises(ShapeError, match="sees a second picture: low_res must fit"):
+        network(x, told, embeddings=embeddings)
+
+
 def test_an_untrained_network_predicts_nothing():
     x, _ = inputs()
     assert not UNet(TINY)(x, torch.tensor([5.0])).any()
@@ -124,6 +135,7 @@ def test_checkpointing_reaches_inputs_through_frozen_weights():
         (TINY, {"x": torch.zeros(2, 4, 8, 8)}, "pictures have 4 channels; this network takes 3"),
         (TINY, {"embeddings": torch.zeros(2, 8, 8, 8)}, "takes no embedding map"),
         (TINY, {"labels": torch.zeros(2, dtype=torch.long)}, "has no classes"),
+        (TINY, {"low_res": torch.zeros(2, 3, 4, 4)}, "sees no second picture"),
         (CONDITIONED, {}, "takes an embedding map"),
         (
             CONDITIONED,

@@ -34,6 +34,13 @@ def test_what_the_tensors_tell_is_read(config, kind):
     assert infer_config(state, base, kind=kind) == replace(config, dropout=0.3, emb_output_dims=config.emb_output_dims)
 
 
+def test_a_decoder_that_sees_a_second_picture_is_told_from_an_upsampler():
+    config = replace(TINY, emb_input_dims=8, emb_output_dims=32, low_res=True)
+    assert infer_config(build(config, UNet).state_dict(), TINY, kind=UNet) == config
+    with pytest.raises(WeightsError, match="takes 6 channels, a UNet 3"):
+        infer_config(build(TINY, SuperResUNet).state_dict(), TINY, kind=UNet)
+
+
 def test_loading_takes_the_tensors_themselves():
     state = UNet(TINY).state_dict()
     network = load(TINY, state, kind=UNet)

@@ -38,11 +38,15 @@ def unet(**changes: object) -> UNetConfig:
 
 
 def diffusion_task(
-    config: DiffusionTaskConfig | None = None, *, process: ProcessConfig = PROCESS, **changes: object
+    config: DiffusionTaskConfig | None = None,
+    *,
+    process: ProcessConfig = PROCESS,
+    spread: float | None = None,
+    **changes: object,
 ) -> DiffusionTask:
     """A diffusion decoder."""
     with seeded(0, "unet"):
-        model = DiffusionDecoder(DecoderConfig(unet=unet(**changes), process=process))
+        model = DiffusionDecoder(DecoderConfig(unet=unet(**changes), process=process, spread=spread))
     return DiffusionTask(model, codec(), config or DiffusionTaskConfig(schedule_sampler="loss-second-moment"))
 
 

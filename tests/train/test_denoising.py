@@ -68,6 +68,84 @@ def test_codes_are_withheld_as_often_as_asked():
     assert not task.condition(torch.rand(400, 3, 8, 8), rng=None)["withheld"].any()
 
 
+def test_a_decoder_that_sees_a_picture_is_shown_what_its_codes_make():
+    task = diffusion_task(low_res=True)
+    inputs = task.prepare(batch(), step=0, rng=generator(0, "prepare"))
+    condition = inputs["condition"]
+    torch.testing.assert_close(condition["low_res"], task.baseline(condition) * 2 - 1)
+    assert condition["low_res"].shape == (2, 3, 8, 8)
+    for parameter in task.model.parameters():  # the last layer starts as zero
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator(0, "weights"))
+    task.objective.eval()
+    hidden = {**condition, "withheld": torch.tensor([True, True])}
+    conditions = (hidden, {**hidden, "low_res": condition["low_res"] + 1}, condition)
+    losses = [task.objective(**{**inputs, "condition": one})[0] for one in conditions]
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
+
+
+def test_with_a_spread_an_untrained_decoder_expects_the_picture_of_the_codes():
+    process = Process(
+        ProcessConfig(diffusion_steps=30, noise_schedule="cosine", prediction="v", rescale_timesteps=True)
+    )
+    task = diffusion_task(process=process.config, low_res=True, spread=0.1)
+    condition = task.condition(torch.rand(2, 3, 8, 8, generator=generator(0, "pixels")), rng=None)
+    x = torch.randn(2, 3, 8, 8, generator=generator(0, "noise"))
+    expected = process.denoiser(task.objective.bind(condition))(x, 29).x0
+    assert (expected - condition["low_res"]).abs().max() < 0.01
+    nothing = process.denoiser(task.objective.bind({**condition, "withheld": torch.tensor([True, True])}))(x, 15).x0
+    torch.testing.assert_close(nothing, process.alphas_cumprod[15].float().sqrt() * x)
+
+
+def test_with_a_spread_the_loss_is_of_what_the_network_itself_puts_out():
+    process = Process(ProcessConfig(diffusion_steps=30, noise_schedule="cosine", prediction="v"))
+    task = diffusion_task(DiffusionTaskConfig(emb_dropout=0.0), process=process.config, low_res=True, spread=0.1)
+    inputs = task.prepare(batch(), step=0, rng=generator(0, "prepare"))
+    rough = inputs["condition"]["low_res"]
+    inputs["x0"] = rough + 0.1 * torch.randn(rough.shape, generator=generator(0, "scatter"))
+    losses = [
+        task.objective(**{**inputs, "t": torch.full_like(inputs["t"], t), "noise": inputs["noise"]})[1]["mse"]
+        for t in (0, 10, 29)
+    ]
+    assert all(0.5 < loss < 1.5 for loss in losses)
+
+
+def test_a_part_is_the_same_place_of_picture_codes_and_conditions():
+    task = diffusion_task(DiffusionTaskConfig(crop=8), image_size=16, low_res=True)
+    images = torch.rand(5, 3, 16, 16, generator=generator(0, "pixels"))
+    condition = task.condition(images, rng=None)
+    part, cut = task.part(images, condition, rng=generator(0, "part"))
+    assert part.shape == (5, 3, 8, 8)
+    assert {name: told.shape[-1] for name, told in cut.items()} == {
+        "embeddings": 2,
+        "low_res": 8,
+        "codes": 2,
+        "withheld": 5,
+    }
+    corners = set()
+    for number in range(5):
+        places = [
+            (top, left)
+            for top in range(3)
+            for left in range(3)
+            if torch.equal(images[number, :, 4 * top : 4 * top + 8, 4 * left : 4 * left + 8], part[number])
+        ]
+        ((top, left),) = places
+        corners.add((top, left))
+        for name, unit in (("embeddings", 1), ("codes", 1), ("low_res", 4)):
+            rows, columns = (slice(unit * start, unit * (start + 2)) for start in (top, left))
+            assert torch.equal(cut[name][number], condition[name][number][..., rows, columns])
+    assert len(corners) > 1
+
+
+def test_a_decoder_of_whole_pictures_trains_on_parts():
+    task = diffusion_task(DiffusionTaskConfig(crop=8), image_size=16, low_res=True)
+    pixels = torch.randint(256, (2, 3, 16, 16), generator=generator(0, "pixels"), dtype=torch.uint8)
+    whole = Batch(content=pixels, captions=("", ""))
+    assert task.prepare(whole, step=0, rng=generator(0, "prepare"))["x0"].shape == (2, 3, 8, 8)
+    assert task.preview(whole, rng=generator(0, "preview")).images[0].size == (16, 16)
+
+
 def test_the_upsampler_sees_the_mean_of_each_block_of_pixels():
     task = upsampler_task()
     inputs = task.prepare(batch(1), step=0, rng=generator(0, "prepare"))
@@ -138,6 +216,8 @@ def test_previews_show_held_out_pictures():
         ({"null_embedding": False}, "emb_dropout is 0.1, which needs null_embedding"),
         ({"learn_sigma": False}, "learn_sigma is False and variance is learned_range"),
         ({"image_size": 12}, "image_size is 12; 4 levels need a multiple of 8"),
+        ({"config": DiffusionTaskConfig(crop=12)}, "crop is 12; it must be a multiple of 8"),
+        ({"config": DiffusionTaskConfig(crop=16)}, "at most image_size, 8"),
     ],
 )
 def test_a_decoder_that_cannot_be_trained_on_the_codes_is_refused(changes, message):

@@ -59,6 +59,11 @@ class DenoisingObjective(nn.Module):
         """The network as a function of noisy pictures and timesteps alone."""
         raise NotImplementedError
 
+    def emphasis(self, x: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """Weights (B,) of the losses of noisy pictures x at timesteps (B,): all alike."""
+        del timesteps, condition
+        return x.new_ones(len(x))
+
     def forward(
         self, x0: Tensor, noise: Tensor, t: Tensor, weights: Tensor, condition: Condition
     ) -> tuple[Tensor, Metrics]:
@@ -80,9 +85,10 @@ class DenoisingObjective(nn.Module):
             return output
 
         terms = training_losses(self.process, network, x0=x0, t=t, noise=noise)
+        ((x, output),) = seen
+        weights = weights * self.emphasis(x, self.process.model_timesteps(t, x.device), condition)
         if self.training:
             self.timesteps.note(t, terms["loss"].detach())
-        ((x, output),) = seen
         guess = self.process.prediction(output, x, t).x0.clamp(-1, 1)
         measured = {name: (terms[name].detach() * weights).mean() for name in ("mse", "vb") if name in terms}
         return (terms["loss"] * weights).mean(), {**measured, "psnr": psnr(guess / 2, x0 / 2)}
@@ -113,6 +119,11 @@ class DenoisingTask:
         """What the network is told of pictures (B, 3, H, W) in [0, 1]; all of it, where there is no `rng`."""
         raise NotImplementedError
 
+    def part(self, images: Tensor, condition: Condition, *, rng: torch.Generator) -> tuple[Tensor, Condition]:
+        """The part of pictures and condition that is trained on: all of it."""
+        del rng
+        return images, condition
+
     def baseline(self, condition: Condition) -> Tensor:
         """The pictures (B, 3, H, W) in [0, 1] that one would have of a condition without the network."""
         raise NotImplementedError
@@ -126,7 +137,7 @@ class DenoisingTask:
         """Pictures, noise, the steps they are noised to, and the condition."""
         images = to_unit(batch.content, self.device)
         t, weights = self.objective.timesteps.draw(len(images), rng=rng)
-        condition = self.condition(images, rng=rng)
+        images, condition = self.part(images, self.condition(images, rng=rng), rng=rng)
         noise = torch.randn(images.shape, generator=on_device(rng, self.device), device=self.device)
         return {
             "x0": images * 2 - 1,

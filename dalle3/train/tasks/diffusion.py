@@ -16,10 +16,12 @@ from torch.nn import functional as F
 from dalle3.checkpoint import Checkpoint
 from dalle3.config import option
 from dalle3.errors import ConfigError
-from dalle3.models.decoder import DecoderConfig, DiffusionDecoder
+from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, enlarged
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.train.tasks.denoising import Condition, DenoisingConfig, DenoisingObjective, DenoisingTask
 from diffusion.process import Network, Process
+
+TOLD = ("embeddings", "low_res")  # of a condition, what the network itself takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,12 @@ class DiffusionTaskConfig(DenoisingConfig):
 
     emb_dropout: float = option(
         0.1, help="part of the pictures whose codes are withheld, which --guidance_scale of decode.py needs"
+    )
+
+    crop: int | None = option(
+        None,
+        help="train on a random part of each picture, so many pixels a side, at whole codes: the decoder of large "
+        "pictures at the price of small ones (default: the whole picture)",
     )
 
     def __post_init__(self) -> None:
@@ -42,12 +50,18 @@ class DecoderObjective(DenoisingObjective):
     network: DiffusionDecoder
 
     def bind(self, condition: Condition) -> Network:
-        """The decoder of embeddings (B, D, h, w); where (B,) says they are withheld, of the null embedding."""
-        embeddings, withheld = condition["embeddings"], condition["withheld"]
+        """The decoder told what `DiffusionDecoder.conditions` gave, but where (B,) says that it is withheld."""
+        told = {name: condition[name] for name in TOLD if name in condition}
         if self.network.config.null_embedding:
-            nothing = self.network.null_embeddings(embeddings)
-            embeddings = torch.where(withheld[:, None, None, None], nothing, embeddings)
-        return lambda x, t: self.network(x, t, embeddings=embeddings)
+            told = self.network.withheld(told, condition["withheld"])
+        return lambda x, t: self.network(x, t, **told)
+
+    def emphasis(self, x: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """As `DenoisingObjective.emphasis`: with a spread, errors count by what the network itself puts out."""
+        if self.network.settings.spread is None:
+            return super().emphasis(x, timesteps, condition)
+        told = self.network.withheld({"low_res": condition["low_res"]}, condition["withheld"])
+        return self.network.scale(x, told["low_res"], timesteps).flatten() ** -2
 
 
 class DiffusionTask(DenoisingTask):
@@ -77,16 +91,24 @@ class DiffusionTask(DenoisingTask):
         self._codec_checkpoint = Checkpoint(kind=codec.kind, config=codec.config, state=codec.state_dict())
 
     def condition(self, images: Tensor, *, rng: torch.Generator | None) -> Condition:
-        """The embeddings (B, D, h, w) of the codes of pictures (B, 3, H, W) in [0, 1], and which are withheld (B,)."""
+        """What the decoder is told of pictures (B, 3, H, W) in [0, 1], their codes, and which are withheld (B,)."""
         codes = self.codes(images)
         withheld = torch.zeros(len(images), dtype=torch.bool)
         if rng is not None:
             withheld = torch.rand(len(images), generator=rng) < self.config.emb_dropout
-        return {
-            "embeddings": self.codec.embed(codes).float(),
-            "withheld": withheld.to(images.device),
-            "codes": codes,
-        }
+        told = self.model.conditions(self.codec, codes)
+        return {**told, "withheld": withheld.to(images.device), "codes": codes}
+
+    def part(self, images: Tensor, condition: Condition, *, rng: torch.Generator) -> tuple[Tensor, Condition]:
+        """The same random part of every map that belongs to a picture, beginning and ending with a whole code."""
+        if self.config.crop is None:
+            return images, condition
+        grid = condition["codes"].shape[-1]
+        side = self.config.crop // self.model.settings.pixels_per_code
+        corners = torch.randint(grid - side + 1, (len(images), 2), generator=rng).tolist()
+        maps = {name: told for name, told in condition.items() if name != "withheld"}
+        parts = {name: cut(told, corners, part=side, of=grid) for name, told in maps.items()}
+        return cut(images, corners, part=side, of=grid), {**condition, **parts}
 
     def codes(self, images: Tensor) -> Tensor:
         """Codes (B, h, w) of pictures (B, 3, H, W) in [0, 1], made as small as the image tokenizer reads them."""
@@ -95,15 +117,31 @@ class DiffusionTask(DenoisingTask):
 
     def baseline(self, condition: Condition) -> Tensor:
         """The image tokenizer's own pictures, stretched to the decoder's size."""
-        pictures = self.codec.decode(condition["codes"])
-        side = pictures.shape[-1] * self.model.settings.pixels_per_code // self.codec.factor
-        return F.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        return enlarged(self.codec, condition["codes"], self.model.settings.pixels_per_code)
 
     def checkpoint(self, state: dict[str, Tensor]) -> Checkpoint:
         """The decoder with its image tokenizer, so that the folder alone can draw codes."""
         found = super().checkpoint(state)
         found.codec = self._codec_checkpoint
         return found
+
+
+def cut(maps: Tensor, corners: list[list[int]], *, part: int, of: int) -> Tensor:
+    """Squares (B, ..., s, s) of maps (B, ..., S, S) of whatever resolution.
+
+    Args:
+        maps: S is a multiple of `of`.
+        corners: top and left of each square, in parts of `of`.
+        part: its side, in the same.
+        of: what the side of a map is counted as.
+    """
+    unit = maps.shape[-1] // of
+    return torch.stack(
+        [
+            one[..., top * unit : (top + part) * unit, left * unit : (left + part) * unit]
+            for one, (top, left) in zip(maps, corners, strict=True)
+        ]
+    )
 
 
 def shrink(images: Tensor, times: int) -> Tensor:
@@ -130,6 +168,11 @@ def check_codec(config: DecoderConfig, codec: ImageTokenizer, task: DiffusionTas
     stride = 2 * config.pixels_per_code
     if unet.image_size % stride:
         raise ConfigError(f"image_size is {unet.image_size}; {len(unet.widths)} levels need a multiple of {stride}")
+    if task.crop is not None and (task.crop % stride or not stride <= task.crop <= unet.image_size):
+        raise ConfigError(
+            f"crop is {task.crop}; it must be a multiple of {stride}, which {len(unet.widths)} levels need, and at "
+            f"most image_size, {unet.image_size}"
+        )
     if task.emb_dropout and not unet.null_embedding:
         raise ConfigError(
             f"emb_dropout is {task.emb_dropout}, which needs null_embedding; pass --null_embedding, or --emb_dropout 0"
