@@ -19,8 +19,9 @@ from dalle3.data.loader import Batch, Stream, batches, collate
 from dalle3.errors import ConfigError, TrainingError
 from dalle3.files import partial_folder, reported, whole_folder
 from dalle3.log import note, warn
-from dalle3.runtime import DTYPES, generator
-from dalle3.train.endings import interruptible, lost_processes
+from dalle3.runtime import DTYPES, generator, keep_freed_memory
+from dalle3.train.endings import interruptible, lost_processes, uncompilable
+from dalle3.train.memory import checkpoint_activations
 from dalle3.train.optim import Average, OptimConfig, learning_rate, make_optimizer
 from dalle3.train.parallel import Parallel
 from dalle3.train.progress import Progress, progress
@@ -48,6 +49,8 @@ class LoopConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32", help="of matrix products; weights stay float32, and float16 scales the loss as it must"
     )
+    gradient_checkpointing: bool = option(False, help="keep fewer activations and compute them twice: less memory")
+    compile: bool = option(False, help="compile the model by torch.compile: a slow start, then faster steps")
     save_every_n_steps: int = option(1000, help="steps between checkpoints")
     keep_n_checkpoints: int | None = option(None, help="newest checkpoints kept (default: all)")
     log_every_n_steps: int = option(10, help="steps between lines of metrics")
@@ -92,10 +95,13 @@ def train(
 
     Raises:
         TrainingError: the loss is no longer a finite number; the last checkpoint is kept.
+        ConfigError: what the loop or the optimizer is asked for cannot be had, such as a compiled model here.
         DataError: the data cannot be read on.
         OutputError: a file cannot be written.
     """
-    with lost_processes(run, parallel):
+    if parallel.device.type == "cpu":
+        keep_freed_memory()
+    with lost_processes(run, parallel), uncompilable():
         trainer = _Trainer(task, stream, loop, optim, run=run, parallel=parallel, start=start)
         with (
             interruptible(speaks=parallel.rank == 0) as stop,
@@ -133,6 +139,10 @@ class _Trainer:
             with continuing(start):
                 self._load_weights(start)
         self.clock = Clock(self._work()) if parallel.rank == 0 else None
+        if loop.gradient_checkpointing:
+            checkpoint_activations(task.objective)
+        if loop.compile:
+            task.objective.compile()
         parallel.wrap(task.objective, make_optimizer(task.objective, optim))
         with continuing(start):
             self._resume(start)
