@@ -18,7 +18,8 @@ from dalle3.models.dalle import Dalle, DalleConfig
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.pipeline import Model
 from dalle3.rerank import HUB_CLIP, Scorer, Tokenize, load_clip, load_default_clip
-from dalle3.runtime import dalle_pytorch_cache, home, pick_device, pick_dtype
+from dalle3.runtime import dalle_pytorch_cache, pick_device, pick_dtype
+from dalle3.shipped import default_model, located
 from dalle3.tokenizers.base import Tokenizer
 from dalle3.tokenizers.load import load_tokenizer, read_tokenizer
 
@@ -29,8 +30,8 @@ class Parts:
 
     dalle_path: Path | None = option(
         None,
-        help="the DALLE: a dalle3 folder or adapter, a dalle.pt of DALLE-pytorch, a DeepSpeed folder "
-        "(default: the default model)",
+        help="the DALLE: a dalle3 folder or adapter, a dalle.pt of DALLE-pytorch, a DeepSpeed folder, or the name of "
+        "a model of this package (default: the default model)",
     )
     lora: Path | None = option(None, help="a LoRA adapter (default of --dalle_path: the DALLE it was trained beside)")
     lora_scale: float = option(1.0, help="how strong the adapter is: 1 as it was trained, 0 not at all")
@@ -80,7 +81,8 @@ def load(
     """The model that `path` holds, ready to draw; the default model without one.
 
     Args:
-        path: a dalle3 folder, a `dalle.pt` of DALLE-pytorch or the DALL-3 fork, or a DeepSpeed folder.
+        path: a dalle3 folder, a `dalle.pt` of DALLE-pytorch or the DALL-3 fork, a DeepSpeed folder, or the name of a
+            model that comes with the package.
         lora: a LoRA adapter, added to the DALLE `lora_scale` times.
         vae: the image tokenizer, where `path` does not hold it; with `vae_config`, the .yaml of a taming .ckpt.
         clip: the CLIP that ranks: a folder, a name on the Hugging Face hub, or an archive like `ViT-B-16.pt`.
@@ -136,7 +138,7 @@ def find_dalle(parts: Parts) -> tuple[Path, Path | None]:
         CheckpointError: there is no default model, or the DALLE of an adapter is not where it was.
         ConfigError: two flags name an adapter, or there is none to give a scale to.
     """
-    path, adapter = parts.dalle_path, parts.lora
+    path, adapter = parts.dalle_path and located(parts.dalle_path), parts.lora
     if path is not None and is_adapter(path):
         if adapter is not None:
             raise ConfigError(f"--dalle_path {path} is a LoRA adapter, and --lora names one too; leave one out")
@@ -158,18 +160,6 @@ def read_dalle(path: Path, adapter: Path | None, *, scale: float) -> Checkpoint:
     if adapter is None:
         return read_as(path, DALLE, flag="--dalle_path")
     return joined(adapter, base_path=path, scale=scale)
-
-
-def default_model() -> Path:
-    """The folder of the model that is drawn with when none is named.
-
-    Raises:
-        CheckpointError: there is none on this machine.
-    """
-    folder = home() / "default"
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no default model in {folder}; run scripts/draw once, or pass --dalle_path")
-    return folder
 
 
 def check_codec(dalle: Checkpoint, codec: Checkpoint, *, dalle_path: Path, codec_path: Path) -> None:

@@ -21,7 +21,8 @@ from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, Upsampler
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.pipeline import Model
 from dalle3.rerank import HUB_CLIP, Scorer, Tokenize, load_clip, load_default_clip
-from dalle3.runtime import home, pick_device, pick_dtype
+from dalle3.runtime import pick_device, pick_dtype
+from dalle3.shipped import default_model, located
 
 DECODER_FOLDER, UPSAMPLER_FOLDER = "decoder", "upsampler"
 # Where the README of DALL-3's guided-diffusion puts what it has one download, beside which its scripts are run.
@@ -213,9 +214,10 @@ def check_conditions(decoder: Checkpoint, codec: Checkpoint, *, path: Path, code
 
 def _decoder_path(parts: DecoderParts) -> Path:
     """The file or folder of the decoder; of a whole model's folder the one in it."""
-    path = parts.model_path
-    if path is None:
-        path = DALL_3_DECODER if DALL_3_DECODER.is_file() else home() / "default"
+    if parts.model_path is not None:
+        path = located(parts.model_path)
+    else:
+        path = DALL_3_DECODER if DALL_3_DECODER.is_file() else default_model(flag="--model_path")
     inside = path / DECODER_FOLDER
     if is_checkpoint(inside):
         return inside

@@ -23,6 +23,7 @@ from dalle3.tokenizers.clip_bpe import ClipBPE, clip_context
 from dalle3.tokenizers.load import read_tokenizer
 
 HUB_CLIP = "openai/clip-vit-base-patch16"
+CLIP_FOLDER = "clip"  # in the folder of a model
 GPU_BATCH = 16  # pictures a GPU scores at once; they are 3000 patches of a ViT-B/16, which keeps it busy
 
 T = TypeVar("T")
@@ -130,7 +131,7 @@ def load_default_clip(
     Raises:
         CheckpointError: none of the three is at hand.
     """
-    beside, archive = model / "clip", openai_clip_cache() / "ViT-B-16.pt"
+    beside, archive = model / CLIP_FOLDER, openai_clip_cache() / "ViT-B-16.pt"
     for path in (beside, archive):
         if path.exists():
             return load_clip(path, device=device, dtype=dtype, tokenizer=tokenizer)

@@ -233,6 +233,7 @@ def test_a_codec_is_not_taken_for_a_dalle(tmp_path):
 
 def test_the_default_model_is_the_one_in_home(tmp_path, monkeypatch):
     monkeypatch.setenv("DALLE3_HOME", str(tmp_path))
+    monkeypatch.setattr("dalle3.shipped.ASSETS", tmp_path / "assets")
     with pytest.raises(CheckpointError, match="run scripts/draw once"):
         dalle3.load()
     tiny.write_model(tmp_path / "default")

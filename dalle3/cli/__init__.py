@@ -20,6 +20,7 @@ COMMANDS = {
     "decode": "turn codes into full-quality pictures",
     "inspect": "say what a checkpoint file is, without executing anything in it",
     "convert": "write any checkpoint as a dalle3 folder",
+    "pack": "put the parts of a model into one folder, small enough to ship",
     "train": "train a model on your own pictures",
     "encode": "turn a data set into shards of codes, to train a DALLE on",
     "evaluate": "measure a model on captioned pictures",

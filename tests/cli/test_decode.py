@@ -280,7 +280,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(line, message, capsys, home):
 
 def test_without_a_decoder_the_line_says_where_one_belongs(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DALLE3_HOME", str(tmp_path / "bare"))
-    assert "and no " in refused("--input 0.npy", capsys)
+    monkeypatch.setattr("dalle3.shipped.ASSETS", tmp_path / "assets")
+    assert "or pass --model_path" in refused("--input 0.npy", capsys)
     tiny.write_model(tmp_path / "bare" / "default")
     assert "pass a decoder as --model_path" in refused("--input 0.npy", capsys)
 

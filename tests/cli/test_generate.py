@@ -254,7 +254,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(line, message, capsys):
 
 def test_without_a_default_model_the_line_names_the_first_command(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DALLE3_HOME", str(tmp_path / "nowhere"))
-    assert "run scripts/draw once, or pass --dalle_path" in refused("--text a --top_p 0.9", capsys)
+    monkeypatch.setattr("dalle3.shipped.ASSETS", tmp_path / "assets")
+    assert "no default model is in this build" in refused("--text a --top_p 0.9", capsys)
 
 
 def test_mismatched_parts_are_refused_with_their_numbers(capsys, tmp_path):
