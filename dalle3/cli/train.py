@@ -55,6 +55,7 @@ from diffusion.unet import UNetConfig
 
 HELP = "train a model on your own pictures"
 CAPTIONS_FOR_BPE = 100_000
+PICTURES_FOR_CODEBOOK = 400
 
 Made = tuple[Task, Stream, dict[str, Any]]  # the task, its data, and what config.json says of them
 
@@ -164,12 +165,18 @@ def _track(
 
 def make_vae(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
-    start = finetune.read_start("discrete_vae", args)
+    start, losses = finetune.read_start("discrete_vae", args), from_args(VaeTaskConfig, args)
     model = begin("discrete_vae", start, lambda: from_args(DiscreteVAEConfig, args), args, seed=seed, device=device)
     config = model.config
+    if losses.kmeans_step is not None and from_args(LaunchConfig, args).deepspeed:
+        raise ConfigError("kmeans_step sets weights of which DeepSpeed has copies; train without --deepspeed")
     source = open_pictures(place.image_text_folder, columns=place.wds, needs_captions=False)
     stream = Stream(source, Crop(config.image_size, from_args(CropConfig, args)), seed=seed)
-    task = VaeTask(model, from_args(VaeTaskConfig, args))
+
+    def examples() -> list[torch.Tensor]:
+        return [stream[position].content[None] for position in range(PICTURES_FOR_CODEBOOK)]
+
+    task = VaeTask(model, losses, examples=examples)
     return task, stream, {"model": to_dict(config)}
 
 

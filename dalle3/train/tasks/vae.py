@@ -6,6 +6,7 @@ Shapes: B batch, H W picture in pixels, h w grid of codes, V codebook entries.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from dalle3.config import option
 from dalle3.data.loader import Batch
 from dalle3.errors import ConfigError
 from dalle3.models.discrete_vae import DiscreteVAE
-from dalle3.train.codebook import check_width, features
+from dalle3.runtime import generator
+from dalle3.train.codebook import check_width, features, set_codebook
 from dalle3.train.seeds import on_device
 from dalle3.train.task import Metrics, Preview, to_pil, to_unit
 
@@ -33,11 +35,16 @@ class VaeTaskConfig:
     anneal_rate: float = option(
         1e-6, help="every 100 steps the temperature is multiplied by exp(-anneal_rate * step), as DALLE-pytorch does"
     )
+    kmeans_step: int | None = option(
+        None, help="until this step there are no codes; then the codebook becomes the k-means of what the encoder sees"
+    )
 
     def __post_init__(self) -> None:
-        """Raises ConfigError unless the temperatures are above 0."""
+        """Raises ConfigError unless the temperatures are above 0, and k-means comes after a step."""
         if min(self.starting_temp, self.temp_min) <= 0:
             raise ConfigError(f"temperatures are {self.starting_temp} and {self.temp_min}; they must be above 0")
+        if self.kmeans_step is not None and self.kmeans_step < 1:
+            raise ConfigError(f"kmeans_step is {self.kmeans_step}; it must be at least 1, or left out")
 
     def temperature(self, step: int) -> float:
         """The temperature at a step, counted from 0: the product of all the factors until then."""
@@ -47,14 +54,19 @@ class VaeTaskConfig:
 
 
 class VaeObjective(nn.Module):
-    """The loss of a discrete VAE."""
+    """The loss of a discrete VAE; without codes it is that of an autoencoder."""
 
     def __init__(self, vae: DiscreteVAE) -> None:
         super().__init__()
         self.vae = vae
 
-    def forward(self, images: Tensor, noise: torch.Generator, temperature: float) -> tuple[Tensor, Metrics]:
+    def forward(
+        self, images: Tensor, noise: torch.Generator, temperature: float, coded: bool = True
+    ) -> tuple[Tensor, Metrics]:
         """The loss on pictures (B, 3, H, W) in [0, 1], and its parts."""
+        if not coded:
+            loss = _squared_error(self.vae, images, self.vae.decoder(features(self.vae, images)))
+            return loss, {"reconstruction_loss": loss.detach()}
         loss, parts = self.vae.loss(images, noise, temperature=temperature)
         return loss, {name: parts[name].detach() for name in ("reconstruction_loss", "kl_div")}
 
@@ -65,18 +77,38 @@ class VaeTask:
     tokenizer = None
     tokens_per_sample = 0
 
-    def __init__(self, vae: DiscreteVAE, config: VaeTaskConfig) -> None:
-        self.model, self.config = vae, config
+    def __init__(
+        self, vae: DiscreteVAE, config: VaeTaskConfig, *, examples: Callable[[], Sequence[Tensor]] | None = None
+    ) -> None:
+        """Raises ConfigError where the codebook shall come from k-means and cannot.
+
+        Args:
+            examples: reads batches of pictures, uint8 (B, 3, H, W), whose features k-means gathers.
+        """
+        self.model, self.config, self.examples = vae, config, examples
         self.objective: nn.Module = VaeObjective(vae)
+        if config.kmeans_step is not None:
+            assert examples is not None, "without pictures there is nothing to gather"
+            check_width(vae)
 
     def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
-        """Pictures in [0, 1], noise for their codes, and how soft these are at this step."""
-        device = self.model.codebook.weight.device
+        """Pictures in [0, 1], noise for their codes, how soft these are at this step, and whether there are any."""
+        device, begin = self.model.codebook.weight.device, self.config.kmeans_step
+        if step == begin:
+            self._set_codebook()
         return {
             "images": to_unit(batch.content, device),
             "noise": on_device(rng, device),
             "temperature": self.config.temperature(step),
+            "coded": begin is None or step >= begin,
         }
+
+    def _set_codebook(self) -> None:
+        """Makes the codebook from the same pictures whoever asks: a continued run, and each of several processes."""
+        assert self.examples is not None, "checked at the beginning"
+        device = self.model.codebook.weight.device
+        batches = (to_unit(pictures, device) for pictures in self.examples())
+        set_codebook(self.model, batches, rng=generator(0, "codebook"))
 
     def preview(self, batch: Batch, *, rng: torch.Generator) -> Preview:
         """Pictures above what is left of them; how close they are, in dB, and how much of the codebook they use."""
