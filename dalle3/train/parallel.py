@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dalle3.errors import Dalle3Error, TrainingError
 from dalle3.log import warn
-from dalle3.train.task import Metrics
+from dalle3.train.task import Correction, Metrics
 
 T = TypeVar("T")
 
@@ -123,6 +123,7 @@ class SingleDevice:
     def wrap(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Takes charge of the objective and of what changes its weights."""
         self.objective, self.optimizer = objective, optimizer
+        self.corrections: Callable[[], list[Correction]] = getattr(objective, "corrections", list)
         self.trained = [p for group in optimizer.param_groups for p in group["params"]]
 
     def forward(self, inputs: dict[str, Any]) -> tuple[Tensor, Metrics]:
@@ -146,6 +147,7 @@ class SingleDevice:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             self.optimizer.step()
+            self._correct()
         self.optimizer.zero_grad(set_to_none=True)
         before = self.loss_scale()
         self.scaler.update()
@@ -154,6 +156,11 @@ class SingleDevice:
     def loss_scale(self) -> float | None:
         """What the loss is multiplied by before gradients are taken, for float16; else None."""
         return self.scaler.get_scale() if self.scaler.is_enabled() else None
+
+    @torch.no_grad()
+    def _correct(self) -> None:
+        for parameter, change in self.corrections():
+            parameter.copy_(change(parameter))
 
     def mean(self, metrics: dict[str, float]) -> dict[str, float]:
         """The metrics as they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from dalle3.data.loader import Batch
 from dalle3.tokenizers.base import Tokenizer
 
 Metrics = dict[str, Tensor]
+Correction = tuple[nn.Parameter, Callable[[Tensor], Tensor]]  # weights, and what makes of them what they shall be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,11 @@ class Task(Protocol):
 
     @property
     def objective(self) -> nn.Module:
-        """A module whose `forward(**inputs)` gives loss and metrics: what runs under DDP or DeepSpeed."""
+        """A module whose `forward(**inputs)` gives loss and metrics: what runs under DDP or DeepSpeed.
+
+        It may have a method `corrections() -> list[Correction]`: all processes call it after each step and carry out
+        what it returns, which must be the same in all.
+        """
         ...
 
     @property

@@ -78,13 +78,21 @@ class DeepSpeed(Processes):
         self.settings = settings
         self.stage = int(settings["zero_optimization"].get("stage", 0))
         self.splits_weights = self.stage == 3
+        # without ZeRO, float32 weights are the optimizer's own; DeepSpeed then tells no norm, and fails to clip scalars
+        undivided = self.stage == 0 and not any(settings.get(kind, {}).get("enabled") for kind in ("bf16", "fp16"))
+        self.clip = settings["gradient_clipping"] if undivided else None
+        if undivided:
+            self.settings = {**settings, "gradient_clipping": 0.0}
 
     def wrap(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Takes charge of the objective and of what changes its weights."""
-        self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
-            model=objective, optimizer=optimizer, config=self.settings
-        )
-        self.objective = objective
+        scalars = [parameter for parameter in objective.parameters() if parameter.ndim == 0]
+        self.scalars = {id(scalar) for scalar in scalars}
+        with _sendable(scalars, splits_weights=self.splits_weights):
+            self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
+                model=objective, optimizer=optimizer, config=self.settings
+            )
+        self.objective, self.corrections = objective, getattr(objective, "corrections", list)
         if self.splits_weights:
             for parameter in _read_directly(objective):
                 self.deepspeed.zero.register_external_parameter(objective, parameter)
@@ -107,9 +115,26 @@ class DeepSpeed(Processes):
         """Changes the weights and forgets the gradients; the gradient's norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = _norm(self.objective) if self.stage == 0 else None  # without ZeRO DeepSpeed tells none
+        norm = None
+        if self.clip is not None:
+            norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.clip or float("inf"))
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() or 0.0) if norm is None else norm
+        self._correct()
+        return float((self.engine.get_global_grad_norm() if norm is None else norm) or 0.0)
+
+    @torch.no_grad()
+    def _correct(self) -> None:
+        """Carries corrections out where DeepSpeed takes the next step from: in its own copy of the weights too."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        for parameter, change in self.corrections():
+            value = change(self._whole(parameter))
+            with self.deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.splits_weights):
+                parameter.copy_(value)
+            if self.splits_weights:
+                safe_set_local_fp32_param(parameter, parameter.ds_tensor)  # type: ignore[attr-defined]
+            else:
+                safe_set_full_fp32_param(parameter, value)
 
     def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The numbers of parameters and buffers, put together; all processes call it."""
@@ -119,7 +144,8 @@ class DeepSpeed(Processes):
         if not isinstance(tensor, nn.Parameter):
             return tensor.detach()
         with self.deepspeed.zero.GatheredParameters([tensor], enabled=self.splits_weights):
-            return _master(tensor)
+            whole = _master(tensor)
+        return whole.reshape(()) if id(tensor) in self.scalars else whole
 
     def save(self, folder: Path) -> None:
         """Writes each process's share of the optimizer's state, and how many there are."""
@@ -128,11 +154,11 @@ class DeepSpeed(Processes):
             (folder / MANIFEST).write_text(json.dumps({"stage": self.stage, "world": self.world}) + "\n")
 
     def load(self, folder: Path) -> None:
-        """Reads what `save` wrote, where as many processes did under the same stage."""
+        """Reads what `save` wrote, where as many processes did under the same stage; of stage 0, however many."""
         here = {"stage": self.stage, "world": self.world}
         path = folder / MANIFEST
         found = json.loads(path.read_text()) if path.is_file() else None
-        if found == here:
+        if found == here or (found and found["stage"] == self.stage == 0):
             self.engine.load_checkpoint(str(folder), tag=SHARDS)
         elif self.rank == 0:
             before = f"is of stage {found['stage']} on {found['world']} processes" if found else "is not DeepSpeed's"
@@ -166,21 +192,35 @@ def _meet_alone(device: torch.device) -> None:
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
+@contextmanager
+def _sendable(scalars: list[nn.Parameter], *, splits_weights: bool) -> Iterator[None]:
+    """Lets DeepSpeed start with scalar weights, which it sends round as bytes that torch cannot make of them.
+
+    Where it divides weights, they get a dimension for good. Elsewhere they stay scalars, and are kept back by the mark
+    that DeepSpeed's own layers bear; they are the same in all processes anyway.
+    """
+    for scalar in scalars:
+        if splits_weights:
+            scalar.data = scalar.data[None]
+        else:
+            scalar.ds_optim_param = True  # type: ignore[attr-defined]
+    yield
+    for scalar in scalars:
+        if not splits_weights:
+            del scalar.ds_optim_param  # type: ignore[attr-defined]
+
+
 def _read_directly(objective: nn.Module) -> Iterator[nn.Parameter]:
-    """The weights of the leaves right below a model: embeddings and logits, which it reads without calling them.
+    """A model's own weights and those of the leaves right below it, which it reads without calling them.
 
     Left to itself, DeepSpeed finds such weights during the first pass, and at times then stops at the second with a
     "tracing error", as it fetches other weights than the first time.
     """
     for model in objective.children():
+        yield from model.parameters(recurse=False)
         for leaf in model.children():
             if not any(True for _ in leaf.children()):
                 yield from leaf.parameters()
-
-
-def _norm(objective: nn.Module) -> float:
-    gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
-    return float(nn.utils.get_total_norm(gradients))
 
 
 def _master(parameter: nn.Parameter) -> Tensor:

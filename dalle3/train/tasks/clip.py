@@ -16,7 +16,8 @@ from dalle3.config import option
 from dalle3.data.loader import Batch
 from dalle3.models.clip import MAX_LOGIT_SCALE, Clip, contrastive_loss
 from dalle3.tokenizers.base import Tokenizer
-from dalle3.train.task import Metrics, Preview, to_unit
+from dalle3.train.exchange import of_all
+from dalle3.train.task import Correction, Metrics, Preview, to_unit
 from dalle3.train.tasks.captions import caption_rows
 
 
@@ -28,7 +29,9 @@ class ClipTaskConfig:
 
 
 class ClipObjective(nn.Module):
-    """The contrastive loss over a batch."""
+    """The contrastive loss over a batch; while training, over those of all processes together, as open_clip's is."""
+
+    uses_all_parameters = True  # spares DDP a search
 
     def __init__(self, clip: Clip) -> None:
         super().__init__()
@@ -37,6 +40,8 @@ class ClipObjective(nn.Module):
     def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Metrics]:
         """The loss on pictures (B, 3, H, W) in [0, 1] and captions (B, N), and how often each finds the other."""
         pictures, captions = self.clip.encode_image(images), self.clip.encode_text(text)
+        if self.training:
+            pictures, captions = of_all(pictures), of_all(captions)
         loss = contrastive_loss(pictures, captions, self.clip.logit_scale)
         cosines = (pictures @ captions.mT).detach()
         own = torch.arange(len(cosines), device=cosines.device)
@@ -46,6 +51,10 @@ class ClipObjective(nn.Module):
         }
         return loss, found
 
+    def corrections(self) -> list[Correction]:
+        """Holds the logit scale, grown by the step before, to what CLIP allows."""
+        return [(self.clip.logit_scale, lambda scale: scale.clamp(max=MAX_LOGIT_SCALE))]
+
 
 class ClipTask:
     """A CLIP, its tokenizer, and captioned pictures."""
@@ -54,21 +63,20 @@ class ClipTask:
         self.model, self.tokenizer, self.config = clip, tokenizer, config
         self.objective = ClipObjective(clip)
 
-    def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
-        """Pictures and captions; the logit scale, grown by the step before, is held to what CLIP allows."""
-        self.model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        device, length = self.model.logit_scale.device, self.model.config.context_length
-        rows = caption_rows(self.tokenizer, batch.captions, length, truncate=self.config.truncate_captions)
-        return {"images": to_unit(batch.content, device), "text": rows.to(device)}
-
-    def preview(self, batch: Batch, *, rng: torch.Generator) -> Preview:
-        """How often picture and caption find each other in this batch; there is nothing to draw."""
     @property
     def tokens_per_sample(self) -> int:
         """Of the caption, and patches of the picture."""
         config = self.model.config
         return config.context_length + (config.image_size // config.patch_size) ** 2
 
+    def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
+        """Pictures and captions."""
+        device, length = self.model.logit_scale.device, self.model.config.context_length
+        rows = caption_rows(self.tokenizer, batch.captions, length, truncate=self.config.truncate_captions)
+        return {"images": to_unit(batch.content, device), "text": rows.to(device)}
+
+    def preview(self, batch: Batch, *, rng: torch.Generator) -> Preview:
+        """How often picture and caption find each other in this batch; there is nothing to draw."""
         _, found = self.objective(**self.prepare(batch, step=0, rng=rng))
         return Preview(metrics={f"preview_{name}": float(value) for name, value in found.items()})
 

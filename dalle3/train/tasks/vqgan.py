@@ -27,17 +27,18 @@ from dalle3.models.lpips import Lpips
 from dalle3.models.vqgan import VQGAN, GumbelVQ
 from dalle3.models.vqgan_autoencoder import to_signed
 from dalle3.models.vqgan_autoencoder import to_unit as clamped
+from dalle3.train.codebook import CodebookUse
 from dalle3.train.measures import psnr
 from dalle3.train.seeds import on_device
-from dalle3.train.task import Metrics, Preview, to_pil, to_unit
+from dalle3.train.task import Correction, Metrics, Preview, to_pil, to_unit
 from dalle3.train.tasks.vae import codebook_use
 
 MOST_WEIGHT = 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
-class VqganTaskConfig:
-    """The losses of a VQGAN; the names are taming's."""
+class AdversarialConfig:
+    """The losses of an image tokenizer with a discriminator; the names are taming's."""
 
     disc_start: int = option(10_000, help="step from which the discriminator takes part; until then only redrawing is")
     disc_weight: float = option(0.8, help="of the discriminator's gradient at the last layer, over redrawing's")
@@ -57,7 +58,24 @@ class VqganTaskConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GumbelTaskConfig(VqganTaskConfig):
+class VqganTaskConfig(AdversarialConfig):
+    """The losses of a VQGAN, and the care of its codebook."""
+
+    revive_every: int = option(
+        0,
+        help="forward passes after which codebook entries that none of them used are put where the encoder's outputs "
+        "are, as Jukebox does; 0 leaves them unused, as taming does",
+    )
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for weights and counts below 0."""
+        super().__post_init__()
+        if self.revive_every < 0:
+            raise ConfigError(f"revive_every is {self.revive_every}; it must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GumbelTaskConfig(AdversarialConfig):
     """The losses of a GumbelVQ, and how soft its codes are meanwhile."""
 
     starting_temp: float = option(1.0, help="temperature of the Gumbel-softmax at the beginning")
@@ -92,13 +110,15 @@ class VqganObjective(nn.Module):
         self,
         model: VQGAN | GumbelVQ,
         discriminator: PatchDiscriminator,
-        config: VqganTaskConfig,
+        config: AdversarialConfig,
         *,
         perceptual: Lpips | None,
     ) -> None:
         super().__init__()
         self.model, self.discriminator, self.config = model, discriminator, config
         self._perceptual = (perceptual,)
+        self.use = CodebookUse(model.num_tokens, revive_every=getattr(config, "revive_every", 0))
+        self._noise: torch.Generator
 
     def forward(
         self, images: Tensor, adversarial: bool, noise: torch.Generator, temperature: float
@@ -111,24 +131,33 @@ class VqganObjective(nn.Module):
             noise: of sampled codes.
             temperature: as `noise`, of a GumbelVQ.
         """
-        redrawn, codebook_loss, codes = self.redraw(images, noise, temperature)
+        redrawn, codebook_loss = self.redraw(images, noise, temperature)
         likeness, metrics = self.likeness(redrawn, to_signed(images))
         loss = likeness + self.config.codebook_weight * codebook_loss
         if adversarial:
             contest, measured = self.contest(redrawn, to_signed(images), likeness)
         else:  # weights that had no part in the loss would have no gradient, which DDP takes for a mistake
             contest, measured = sum_of(self.discriminator) * 0.0, {}
-        used = {name: torch.tensor(value) for name, value in codebook_use(codes, self.model.num_tokens).items()}
         seen = {"codebook_loss": codebook_loss.detach(), "psnr": psnr(clamped(redrawn.detach()), images)}
-        return loss + contest, {**metrics, **seen, **used, **measured}
+        return loss + contest, {**metrics, **seen, **self.use.metrics(), **measured}
 
-    def redraw(self, images: Tensor, noise: torch.Generator, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The model's pictures (B, 3, H, W) near [-1, 1], its codebook's loss and the codes (B, h, w)."""
+    def redraw(self, images: Tensor, noise: torch.Generator, temperature: float) -> tuple[Tensor, Tensor]:
+        """The model's pictures (B, 3, H, W) near [-1, 1] and its codebook's loss."""
+        latents = self.model.latents(images)
         if isinstance(self.model, GumbelVQ):
-            redrawn, loss, codes = self.model(images, noise, temperature=temperature)
+            quantized, codes, loss = self.model.quantize_gumbel(latents, noise, temperature=temperature)
         else:
-            redrawn, loss, codes = self.model(images)
-        return redrawn.float(), loss, codes
+            quantized, codes, loss = self.model.quantize_st(latents)
+        if self.training:
+            self.use.note(codes, latents)
+            self._noise = noise
+        return self.model.draw(quantized).float(), loss
+
+    def corrections(self) -> list[Correction]:
+        """Moves entries of a codebook that are not used, where that is asked for."""
+        codebook = self.model.codebook
+        assert isinstance(codebook, nn.Parameter)
+        return self.use.revive(codebook, rng=self._noise)
 
     def likeness(self, redrawn: Tensor, images: Tensor) -> tuple[Tensor, Metrics]:
         """How far redrawn pictures are from pictures, both (B, 3, H, W) near [-1, 1]."""
@@ -156,12 +185,13 @@ class VqganTask:
     """A VQGAN or GumbelVQ, the discriminator it is trained against, and pictures; captions are not looked at."""
 
     tokenizer = None
+    tokens_per_sample = 0
 
     def __init__(
         self,
         model: VQGAN | GumbelVQ,
         discriminator: PatchDiscriminator,
-        config: VqganTaskConfig,
+        config: AdversarialConfig,
         *,
         perceptual: Lpips | None = None,
     ) -> None:
@@ -185,7 +215,6 @@ class VqganTask:
         decoded = self.model.decode(codes)
         measured = {"psnr": float(psnr(decoded, images)), **codebook_use(codes, self.model.num_tokens)}
         return Preview(
-    tokens_per_sample = 0
             images=to_pil(torch.cat([images, decoded])),
             columns=len(images),
             metrics={f"preview_{name}": value for name, value in measured.items()},
