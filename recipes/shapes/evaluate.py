@@ -14,17 +14,18 @@ from dalle3 import load
 from dalle3.pipeline import Model
 from dalle3.train.task import grid
 from recipes.shapes.check import check
-from recipes.shapes.scenes import Scene, captions
+from recipes.shapes.scenes import Kind, Scene, captions
 from recipes.shapes.source import Scenes
 
 
 def main() -> None:
     """Draws one picture for each of some scenes no training saw, and prints the mean of every score."""
     parser = argparse.ArgumentParser(prog="python -m recipes.shapes.evaluate", description=__doc__)
-    parser.add_argument("model", type=Path, help="a model folder")
+    parser.add_argument("model", type=Path, help="a model folder, or one of pictures 0000.png, 0001.png, ... to judge")
     parser.add_argument("--number", type=int, default=100, help="scenes (default: 100)")
     parser.add_argument("--kind", choices=("one", "two", "count"), default="one", help="of scene (default: one)")
     parser.add_argument("--background", default="white", help="of the scenes; any for all (default: white)")
+    parser.add_argument("--withheld", action="store_true", help="scenes with a couple that training never shows")
     parser.add_argument("--cond_scale", type=float, default=1.0, help="guidance (default: 1)")
     parser.add_argument("--top_p", type=float, default=0.85, help="(default: 0.85)")
     parser.add_argument("--candidates", type=int, default=1, help="pictures drawn for CLIP to choose one (default: 1)")
@@ -32,14 +33,34 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write the first 64 pictures, with their captions, here")
     args = parser.parse_args()
     background = None if args.background == "any" else args.background
-    scenes = Scenes(args.number, size=128, split="test", kind=args.kind, background=background).scenes
-    model = load(args.model)
-    pictures = list(draw(model, scenes, args.cond_scale, args.top_p, args.candidates))
+    scenes = held_out(args.number, kind=args.kind, background=background, withheld=args.withheld)
+    pictures = list(_read(args.model, len(scenes)) if (args.model / "0000.png").exists() else _draw(args, scenes))
     scores = [check(widened(picture, args.middle), what) for picture, what in zip(pictures, scenes, strict=True)]
-    print(*(f"{name} {np.mean([score[name] for score in scores]):.3f}" for name in scores[0]), sep="\n")
+    print(*(f"{name} {value:.3f}" for name, value in summary(scores).items()), sep="\n")
     if args.sheet is not None:
         shown = zip(pictures[:64], scenes, strict=False)
         grid([labelled(picture, captions(what)[0]) for picture, what in shown], 8).save(args.sheet)
+
+
+def held_out(number: int, *, kind: Kind, background: str | None = "white", withheld: bool = False) -> list[Scene]:
+    """Scenes that no training saw."""
+    return Scenes(number, size=128, split="test", kind=kind, background=background, withheld=withheld).scenes
+
+
+def summary(scores: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of every score, after `objects`: in how many pictures every object has its shape and its colour."""
+    objects = float(np.mean([score["binding"] == 1 for score in scores]))
+    return {"objects": objects, **{name: float(np.mean([score[name] for score in scores])) for name in scores[0]}}
+
+
+def _draw(args: argparse.Namespace, scenes: list[Scene]) -> Iterator[Image.Image]:
+    return draw(load(args.model), scenes, args.cond_scale, args.top_p, args.candidates)
+
+
+def _read(folder: Path, number: int) -> Iterator[Image.Image]:
+    for index in range(number):
+        with Image.open(folder / f"{index:04d}.png") as picture:
+            yield picture.convert("RGB")
 
 
 def draw(model: Model, scenes: list[Scene], cond_scale: float, top_p: float, candidates: int) -> Iterator[Image.Image]:

@@ -6,16 +6,31 @@ import dataclasses
 import io
 import json
 import tarfile
+from collections.abc import Sequence
+from itertools import count, islice
 from pathlib import Path
 
 from dalle3.files import whole_file
-from recipes.shapes.scenes import Scene, captions, render, scene
+from recipes.shapes.scenes import Kind, Scene, captions, render, scene
+from recipes.shapes.source import of_sort
 
 
-def write(folder: Path, number: int, *, size: int = 128) -> list[Path]:
-    """The tars written: `number` training scenes, and scenes of withheld couples (a fiftieth, at least 200)."""
-    training = [scene(f"train{i}") for i in range(number)]
-    withheld = [scene(f"heldout_bind{i}", withheld=True) for i in range(max(200, number // 50))]
+def write(
+    folder: Path, number: int, *, size: int = 128, kinds: Sequence[Kind] = (), background: str | None = None
+) -> list[Path]:
+    """The tars written: `number` training scenes, and scenes of withheld couples (a fiftieth, at least 200).
+
+    Args:
+        size: side of the pictures in pixels.
+        kinds, background: of the scenes; none given means any.
+    """
+
+    def first(wanted: int, split: str, *, withheld: bool) -> list[Scene]:
+        drawn = (scene(f"{split}{i}", withheld=withheld) for i in count())
+        return list(islice(of_sort(drawn, kinds=kinds, background=background), wanted))
+
+    training = first(number, "train", withheld=False)
+    withheld = first(max(200, number // 50), "heldout_bind", withheld=True)
     return [_write(folder, "train", training, size), _write(folder, "heldout_bind", withheld, size)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import count, islice
 
 from PIL import Image
@@ -17,6 +18,7 @@ class Scenes:
         split: the scenes of "train" are those `shards.write` writes; any other word names other scenes.
         size: side of the pictures in pixels.
         kind, background: None for any.
+        withheld: scenes whose first object is a couple of shape and colour that training never shows.
         middle: the part of the scene's side that is shown. One object never leaves the middle 0.64.
     """
 
@@ -28,12 +30,12 @@ class Scenes:
         split: str = "train",
         kind: Kind | None = None,
         background: str | None = None,
+        withheld: bool = False,
         middle: float = 1.0,
     ) -> None:
         self.size, self.middle, self.skipped = size, middle, []
-        drawn = (scene(f"{split}{i}", kind=kind) for i in count())
-        wanted = (what for what in drawn if background in (None, what.background))
-        self.scenes: list[Scene] = list(islice(wanted, number))
+        drawn = (scene(f"{split}{i}", kind=kind, withheld=withheld) for i in count())
+        self.scenes: list[Scene] = list(islice(of_sort(drawn, background=background), number))
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -49,3 +51,8 @@ class Scenes:
         corner = (side - self.size) // 2
         window = (corner, corner, corner + self.size, corner + self.size)
         return Sample(content=render(what, side).crop(window), captions=tuple(captions(what)))
+
+
+def of_sort(scenes: Iterator[Scene], *, kinds: Sequence[Kind] = (), background: str | None = None) -> Iterator[Scene]:
+    """The scenes of these kinds on this background; none given means any."""
+    return (what for what in scenes if (not kinds or what.kind in kinds) and background in (None, what.background))

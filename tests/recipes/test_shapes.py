@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tarfile
 
 import numpy as np
 import pytest
 from PIL import ImageFilter
 
-from recipes.shapes import selftest, shards
+from recipes.shapes import evaluate, selftest, shards
+from recipes.shapes.__main__ import write_prompts
 from recipes.shapes.check import check, components, detect
+from recipes.shapes.evaluate import summary
 from recipes.shapes.scenes import WITHHELD, captions, distinct_captions, render, scene
 
 # made by the original program (picto/shapes.py), Pillow 13
@@ -97,3 +100,26 @@ def test_the_tars_hold_picture_caption_and_scene(tmp_path):
         assert tar.getnames()[:3] == [f"shapes-train-000000.{suffix}" for suffix in ("png", "txt", "json")]
     with tarfile.open(withheld) as tar:
         assert len(tar.getnames()) == 3 * 200
+
+
+def test_tars_of_one_sort_hold_nothing_else(tmp_path):
+    training, _ = shards.write(tmp_path, 4, size=32, kinds=("two",), background="white")
+    with tarfile.open(training) as tar:
+        about = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith("json")]
+    assert {(one["scene"]["kind"], one["scene"]["background"]) for one in about} == {("two", "white")}
+
+
+def test_test_scenes_of_withheld_couples_begin_with_one():
+    firsts = [what.objects[0] for what in evaluate.held_out(20, kind="two", withheld=True)]
+    assert {(thing.shape, thing.color) for thing in firsts} <= set(WITHHELD)
+
+
+def test_a_picture_counts_only_where_every_object_is_right():
+    both, one, none = ({"binding": part} for part in (1.0, 0.5, 0.0))
+    assert summary([both, one, none, both]) == {"objects": 0.5, "binding": 0.625}
+
+
+def test_prompts_are_those_of_the_scenes_judged(tmp_path):
+    paths = write_prompts(tmp_path, 3)
+    assert [path.name for path in paths] == ["one.txt", "one_withheld.txt", "two.txt", "two_withheld.txt"]
+    assert paths[2].read_text().splitlines() == [captions(what)[0] for what in evaluate.held_out(3, kind="two")]
