@@ -325,7 +325,7 @@ def _adversarial(
     model: VQGAN | GumbelVQ, config: VqganTaskConfig, args: argparse.Namespace, place: RunConfig, seed: int
 ) -> Made:
     """The task of an image tokenizer with a discriminator of its own, its data and what config.json says of them."""
-    if from_args(LaunchConfig, args).zero_stage == 3:
+    if from_args(LaunchConfig, args).zero.divides() == 3:
         raise ConfigError("zero_stage is 3, which divides weights that the discriminator's loss needs whole; take 2")
     if not model.decoder.conv_out.weight.requires_grad:
         raise ConfigError("decoder.conv_out must train: the discriminator is weighed there; leave it out of --freeze")

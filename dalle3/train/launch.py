@@ -34,6 +34,11 @@ class LaunchConfig:
         if not self.deepspeed and (self.deepspeed_config or self.zero_stage or self.offload):
             raise ConfigError("--deepspeed_config, --zero_stage and --offload are for DeepSpeed; add --deepspeed")
 
+    @property
+    def zero(self) -> ZeroConfig:
+        """What DeepSpeed is asked for."""
+        return ZeroConfig(stage=self.zero_stage, offload=self.offload, file=self.deepspeed_config)
+
 
 def local_device(name: str) -> torch.device:
     """The device of the flag; of several processes on one machine each has its own GPU."""
@@ -50,20 +55,21 @@ def meet(config: LaunchConfig, loop: LoopConfig, optim: OptimConfig, *, device: 
     """
     dtype = DTYPES[loop.dtype]
     if config.deepspeed:
-        if dtype == torch.float16:
-            raise ConfigError("dtype is float16, whose loss scale DeepSpeed does not save; take bfloat16")
-        zero = ZeroConfig(stage=config.zero_stage, offload=config.offload, file=config.deepspeed_config)
-        settings = zero.settings(
+        settings = config.zero.settings(
             batch_size=loop.batch_size, ga_steps=loop.ga_steps, clip=optim.clip_grad_norm, dtype=dtype
         )
-        _check(settings, optim)
+        _check(settings, loop, optim)
         return DeepSpeed(device, settings)
     return DataParallel(device, dtype=dtype) if launched()[0] > 1 else SingleDevice(device, dtype=dtype)
 
 
-def _check(settings: dict[str, Any], optim: OptimConfig) -> None:
+def _check(settings: dict[str, Any], loop: LoopConfig, optim: OptimConfig) -> None:
     stage = settings["zero_optimization"].get("stage", 0)
+    if loop.dtype == "float16":
+        raise ConfigError("dtype is float16, whose loss scale DeepSpeed does not save; take bfloat16")
     if optim.optimizer == "Muon" and stage:
         raise ConfigError(
             f"optimizer is Muon, which needs whole matrices, and ZeRO stage {stage} cuts them; take AdamW"
         )
+    if loop.compile and stage == 3:
+        raise ConfigError("a compiled model needs its weights, which ZeRO stage 3 divides; leave out --compile")

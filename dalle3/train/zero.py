@@ -36,6 +36,15 @@ class ZeroConfig:
     offload: bool = False
     file: Path | None = None
 
+    def divides(self) -> int:
+        """The stage that applies.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        theirs = _object(self.file).get("zero_optimization") if self.file else None
+        return self.stage if theirs is None else int(theirs.get("stage", 0))
+
     def settings(self, *, batch_size: int, ga_steps: int, clip: float, dtype: torch.dtype) -> dict[str, Any]:
         """DeepSpeed's configuration as a JSON object.
 
@@ -231,13 +240,20 @@ def _master(parameter: nn.Parameter) -> Tensor:
     return (parameter.detach() if whole is None else whole).float().clone()
 
 
-def _read(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
+def _object(path: Path) -> dict[str, Any]:
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--deepspeed_config {path} cannot be read as JSON ({error})") from None
     if not isinstance(theirs, dict):
         raise ConfigError(f"--deepspeed_config {path} holds no JSON object; expected DeepSpeed's settings")
+    if not isinstance(zero := theirs.get("zero_optimization", {}), dict):
+        raise ConfigError(f'{path}: zero_optimization {zero} is no JSON object; expected one like {{"stage": 2}}')
+    return theirs
+
+
+def _read(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
+    theirs = _object(path)
     if "optimizer" in theirs or "scheduler" in theirs:
         raise ConfigError(f"{path} names an optimizer or a scheduler; give those by --optimizer and --lr_schedule")
     for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):

@@ -70,9 +70,19 @@ def test_a_tokenizer_of_taming_trains_by_one_command(kind, tmp_path, pictures, c
     missing = {"lpips_path": tmp_path / "vgg16.ckpt", "out": tmp_path / "other"}
     assert train(kind, image_text_folder=pictures, **missing, **TAMING) == 2
     assert "vgg16.ckpt: no such file" in capfd.readouterr().err
-    divided = [*(f"--{name}={value}" for name, value in TAMING.items()), "--deepspeed", "--zero_stage=3"]
-    assert main(["train", kind, "--image_text_folder", str(pictures), "--device=cpu", *divided]) == 2
-    assert "zero_stage is 3, which divides weights that the discriminator" in capfd.readouterr().err
+
+
+def test_weights_that_a_discriminator_needs_are_not_divided_by_flag_nor_file(tmp_path, pictures, capfd):
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"zero_optimization": {"stage": 3}}')
+    sizes = [f"--{name}={value}" for name, value in TAMING.items()]
+    for switch in ("--zero_stage=3", f"--deepspeed_config={settings}"):
+        divided = [*sizes, "--deepspeed", switch]
+        assert main(["train", "vqgan", "--image_text_folder", str(pictures), "--device=cpu", *divided]) == 2
+        assert "zero_stage is 3, which divides weights that the discriminator" in capfd.readouterr().err
+    settings.write_text('{"zero_optimization": 3}')
+    assert main(["train", "vqgan", "--image_text_folder", str(pictures), "--device=cpu", *divided]) == 2
+    assert "zero_optimization 3 is no JSON object" in capfd.readouterr().err
 
 
 def test_flags_of_the_network_are_explained(capfd):
