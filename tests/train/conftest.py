@@ -23,8 +23,9 @@ from dalle3.train.run import RunFolder
 from dalle3.train.seeds import seeded
 from dalle3.train.task import Task
 from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
-from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
+from dalle3.train.tasks.dalle import DalleLoraTask, DalleTask, DalleTaskConfig
 from dalle3.train.tasks.vae import AutoencoderTask, DecoderTask, VaeTask, VaeTaskConfig
+from dalle3.train.tuning import LoraConfig, TuningConfig
 from tests.train.denoisers import diffusion_task, upsampler_task
 from tests.train.vqgans import gumbel_task, vqgan_task
 
@@ -76,6 +77,22 @@ def dalle_task() -> DalleTask:
         return DalleTask(Dalle(config), vae(), words, DalleTaskConfig(caption_dropout=0.3))
 
 
+def lora_task() -> DalleLoraTask:
+    """Adapters, with dropout, beside the DALLE of `dalle_task`."""
+    plain = dalle_task()
+    base = plain.checkpoint(plain.model.state_dict())
+    config = LoraConfig(lora_rank=4, lora_dropout=0.1).beside(base, Path("base"))
+    with seeded(0, "lora"):
+        return DalleLoraTask(plain.dalle, vae(), plain.tokenizer, DalleTaskConfig(caption_dropout=0.3), lora=config)
+
+
+def frozen_task() -> DalleTask:
+    """A DALLE of which embeddings and feed-forward stay as they are."""
+    task = dalle_task()
+    TuningConfig(freeze=("*_emb", "transformer.layers.0.1")).choose(task.model)
+    return task
+
+
 def clip_task() -> ClipTask:
     words = tokenizer()
     config = ClipConfig(
@@ -101,6 +118,8 @@ TASKS: dict[str, Callable[[], Task]] = {
     "autoencoder": lambda: AutoencoderTask(vae()),
     "decoder": lambda: DecoderTask(vae()),
     "dalle": dalle_task,
+    "lora": lora_task,
+    "frozen": frozen_task,
     "clip": clip_task,
     "diffusion": diffusion_task,
     "upsampler": upsampler_task,
