@@ -8,7 +8,9 @@ Shapes: N samples.
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +48,7 @@ class TarShards:
         self.skipped: list[str] = []
         self.at_least: int | None = None
         indexed = [self._index(tar) for tar in self.tars]
-        self._starts = np.cumsum([0, *(len(rows) for rows, _ in indexed)])
+        self._starts = list(accumulate((len(rows) for rows, _ in indexed), initial=0))
         self._rows = np.concatenate([rows for rows, _ in indexed])  # (N, _COLUMNS)
         self._keys = np.concatenate([keys for _, keys in indexed])
         if not len(self):
@@ -67,8 +69,7 @@ class TarShards:
 
     def load(self, index: int) -> Sample[Image.Image]:
         """The picture and its captions."""
-        offset, size = self._rows[index, :2].tolist()
-        picture = decode_picture(_read(self._tar(index), offset, size), where=self.name(index), at_least=self.at_least)
+        picture = decode_picture(self._bytes(index, 0), where=self.name(index), at_least=self.at_least)
         return Sample(content=picture, captions=self.captions(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -77,17 +78,21 @@ class TarShards:
         Raises:
             BrokenSampleError: they cannot be read, or there are none where they are needed.
         """
-        which, offset, size = self._rows[index, 2:].tolist()
-        where, captions = self.name(index), ()
+        captions, which = (), int(self._rows[index, 2])
         if which != NO_TEXT:
-            content = _read(self._tar(index), offset, size).decode(errors="replace")
-            captions = _captions(content, self.text_suffixes[which], where)
+            text = self._bytes(index, 3).decode(errors="replace")
+            captions = _captions(text, self.text_suffixes[which], self.name(index))
         if self.needs_captions and not captions:
-            raise BrokenSampleError(f"{where}: the caption is empty")
+            raise BrokenSampleError(f"{self.name(index)}: the caption is empty")
         return captions
 
     def _tar(self, index: int) -> Path:
-        return self.tars[int(np.searchsorted(self._starts, index, side="right")) - 1]
+        return self.tars[bisect_right(self._starts, index) - 1]
+
+    def _bytes(self, index: int, column: int) -> bytes:
+        """The member whose offset and size stand in a row from `column` on."""
+        offset, size = self._rows[index, column : column + 2].tolist()
+        return _read(self._tar(index), offset, size)
 
     def _index(self, tar: Path) -> tuple[np.ndarray, np.ndarray]:
         """The samples of a tar that can be used: rows (N, _COLUMNS), int64, and keys (N,)."""

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dalle3.data.folder import CaptionedFolder
 from dalle3.data.loader import Stream, batches, order
-from dalle3.data.transforms import Crop, CropConfig, crop_box
+from dalle3.data.transforms import Crop, CropConfig, crop_box, to_tensor
 from dalle3.errors import DataError
 from dalle3.runtime import generator
 
@@ -97,6 +97,17 @@ def test_a_large_jpeg_is_decoded_smaller_but_not_below_twice_what_it_becomes(tmp
     assert (whole.size, less.size, crop.at_least) == ((900, 600), (225, 150), 144)
     expected, found = (crop(picture, generator(1)).float() for picture in (whole, less))
     assert (expected - found).abs().max() <= 3  # of 255
+
+
+def test_a_crop_is_resized_as_pillow_does():
+    noise = torch.randint(256, (80, 96, 3), dtype=torch.uint8, generator=generator(0)).numpy()
+    picture = Image.fromarray(noise).resize((192, 160), Image.Resampling.BICUBIC)
+    for seed in range(4):
+        box = crop_box(picture.size, lower_ratio=0.75, rng=generator(seed))
+        expected = to_tensor(picture.resize((64, 64), Image.Resampling.BICUBIC, box=box)).float()
+        found = Crop(64, CropConfig())(picture, generator(seed)).float()
+        assert (found - expected)[:, 2:-2, 2:-2].abs().max() <= 1
+        assert (found - expected).abs().mean() < 0.5
 
 
 def test_pictures_are_mirrored_only_when_asked():

@@ -69,6 +69,21 @@ def test_what_is_transparent_is_shown_on_white(folder):
     assert CaptionedFolder(folder).load(0).content.getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_a_picture_is_turned_as_the_camera_says(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (8, 4)).save(folder / "0.jpg", exif=exif)
+    (folder / "0.png").unlink()
+    assert CaptionedFolder(folder).load(0).content.size == (4, 8)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_an_exif_that_is_broken_spoils_no_picture(folder):
+    Image.new("RGB", (8, 4)).save(folder / "0.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01garbage")
+    (folder / "0.png").unlink()
+    assert CaptionedFolder(folder).load(0).content.size == (8, 4)
+
+
 def test_a_list_gives_paths_relative_to_itself(folder):
     rows = [{"image": "0.png", "caption": "one"}, {"image": "sub/1.png", "captions": ["two", "three"]}]
     (folder / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
