@@ -18,7 +18,7 @@ from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, option, to_dict
 from dalle3.convert.lpips import read_lpips
 from dalle3.convert.roles import CODEC, read_as
-from dalle3.data.base import BrokenSampleError, Source
+from dalle3.data.base import BrokenSampleError, Source, captions_of
 from dalle3.data.codes import CodeShards
 from dalle3.data.loader import Stream, collate
 from dalle3.data.open import open_pictures
@@ -65,7 +65,8 @@ class RunConfig:
     """Which pictures, and where the run is kept."""
 
     image_text_folder: str = option(
-        help="a folder of pictures with .txt beside them, a .jsonl, tars like 'data/{00..09}.tar', or a folder of codes"
+        help="a folder of pictures with .txt beside them, a .jsonl, tars like 'data/{00..09}.tar' "
+        "or 'https://host/{00..09}.tar', or a folder of codes"
     )
     wds: str = option("", help="of tars: the suffixes of picture and caption, as in --wds img,cap")
     out: Path = option(Path("runs/run"), help="folder of the run")
@@ -381,4 +382,4 @@ def read_or_train_words(config: WordsConfig, source: Source) -> Tokenizer:
 def _captions(source: Source) -> Iterator[str]:
     for index in range(0, len(source), max(1, len(source) // CAPTIONS_FOR_BPE)):
         with contextlib.suppress(BrokenSampleError):  # named when training comes to it
-            yield from source.load(index).captions
+            yield from captions_of(source, index)

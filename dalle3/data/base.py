@@ -73,6 +73,15 @@ def reduced(source: PictureFiles, at_least: int) -> PictureFiles:
     return other
 
 
+def captions_of(source: Source, index: int) -> tuple[str, ...]:
+    """The captions of a sample, whose picture is not read where it need not be.
+
+    Raises:
+        BrokenSampleError: as `load`.
+    """
+    return source.captions(index) if isinstance(source, PictureFiles) else source.load(index).captions
+
+
 def caption_lines(text: str) -> tuple[str, ...]:
     """The captions of a text file: one for each line that is not blank."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle3.data.base import BrokenSampleError
+from dalle3.data.base import BrokenSampleError, captions_of
 from dalle3.data.codes import Codec, CodeShards, write_shard
 from dalle3.data.folder import CaptionedFolder, CaptionList
 from dalle3.data.open import expand, open_pictures
@@ -62,6 +62,13 @@ def test_an_empty_caption_is_named(folder):
     (folder / "0.txt").write_text(" \n")
     with pytest.raises(BrokenSampleError, match=r"0\.txt: the caption is empty"):
         CaptionedFolder(folder).load(0)
+
+
+def test_captions_alone_are_read_without_the_picture(folder):
+    (folder / "0.png").write_bytes(b"broken")
+    tar = write_tar(folder / "a.tar", {"0.png": b"broken", "0.txt": b"a\nb"})
+    assert captions_of(CaptionedFolder(folder), 0) == ("picture 0", "number 0")
+    assert captions_of(TarShards([tar]), 0) == ("a", "b")
 
 
 def test_what_is_transparent_is_shown_on_white(folder):
