@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -49,6 +50,13 @@ def test_a_connection_that_breaks_off_is_taken_up(server, continues, tmp_path, c
 def test_a_file_that_is_here_is_not_asked_for_again(server, tmp_path):
     fetched(server, tmp_path)
     fetched(server, tmp_path)
+    assert len(server.asked) == 1
+
+
+def test_of_several_that_want_a_file_one_fetches_it(server, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: fetched(server, tmp_path / "here"), range(4)))
+    assert set(found) == {(server.folder / "0.tar").read_bytes()}
     assert len(server.asked) == 1
 
 
