@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from dalle3.errors import TrainingError
+from dalle3.errors import ConfigError, TrainingError
 from dalle3.log import note
 from dalle3.train.parallel import Parallel
 from dalle3.train.run import RunFolder
@@ -30,6 +30,22 @@ def lost_processes(run: RunFolder, parallel: Parallel) -> Iterator[None]:
         kept = run.checkpoints()
         where = f"the last checkpoint is {kept[-1]}; --resume auto continues there" if kept else "nothing is saved yet"
         raise TrainingError(f"process {parallel.rank} of {parallel.world}: another process ended; {where}") from None
+
+
+@contextlib.contextmanager
+def uncompilable() -> Iterator[None]:
+    """Turns the failure of torch.compile into one line.
+
+    Raises:
+        ConfigError: what it failed for.
+    """
+    try:
+        yield
+    except Exception as error:  # the compiler's errors have no class in common
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"--compile failed here ({reason.strip()}); leave the flag out") from None
 
 
 @contextlib.contextmanager

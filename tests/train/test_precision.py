@@ -101,6 +101,7 @@ def test_a_skipped_step_does_not_stop_a_run_but_a_loss_that_is_no_number_does(tm
     [
         ({}, {"dtype": "float16"}, {}, "float16, whose loss scale DeepSpeed does not save; take bfloat16"),
         ({"zero_stage": 1}, {}, {"optimizer": "Muon"}, "needs whole matrices, and ZeRO stage 1 cuts them; take AdamW"),
+        ({"zero_stage": 3}, {"compile": True}, {}, "ZeRO stage 3 divides; leave out --compile"),
     ],
 )
 def test_what_deepspeed_cannot_do_is_said(launch, loops, optim, message):
