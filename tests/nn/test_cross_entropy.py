@@ -14,10 +14,11 @@ ROWS, WIDTH, CLASSES = 13, 8, 11
 
 
 @pytest.fixture
-def inputs() -> list[Tensor]:
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
     """x, weight and bias."""
     rng = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=rng).requires_grad_() for shape in ((ROWS, WIDTH), (CLASSES, WIDTH), CLASSES)]
+    x, weight, bias = (torch.randn(*shape, generator=rng) for shape in ((ROWS, WIDTH), (CLASSES, WIDTH), (CLASSES,)))
+    return x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
 
 
 @pytest.fixture
@@ -30,7 +31,9 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tenso
 
 
 @pytest.mark.parametrize("at_once", [1 << 20, 3 * CLASSES, 1])
-def test_loss_and_gradients_are_those_of_the_logits(inputs, targets, at_once, monkeypatch):
+def test_loss_and_gradients_are_those_of_the_logits(
+    inputs: tuple[Tensor, Tensor, Tensor], targets, at_once, monkeypatch
+):
     monkeypatch.setitem(cross_entropy.AT_ONCE, "cpu", at_once)
     losses = [linear_cross_entropy(*inputs, targets), reference(*inputs, targets)]
     torch.testing.assert_close(*losses)
