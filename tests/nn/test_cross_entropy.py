@@ -12,9 +12,11 @@ from dalle3.nn.cross_entropy import linear_cross_entropy
 
 ROWS, WIDTH, CLASSES = 13, 8, 11
 
+Inputs = tuple[Tensor, Tensor, Tensor]
+
 
 @pytest.fixture
-def inputs() -> tuple[Tensor, Tensor, Tensor]:
+def inputs() -> Inputs:
     """x, weight and bias."""
     rng = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*shape, generator=rng) for shape in ((ROWS, WIDTH), (CLASSES, WIDTH), (CLASSES,)))
@@ -31,9 +33,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tenso
 
 
 @pytest.mark.parametrize("at_once", [1 << 20, 3 * CLASSES, 1])
-def test_loss_and_gradients_are_those_of_the_logits(
-    inputs: tuple[Tensor, Tensor, Tensor], targets, at_once, monkeypatch
-):
+def test_loss_and_gradients_are_those_of_the_logits(inputs: Inputs, targets, at_once, monkeypatch):
     monkeypatch.setitem(cross_entropy.AT_ONCE, "cpu", at_once)
     losses = [linear_cross_entropy(*inputs, targets), reference(*inputs, targets)]
     torch.testing.assert_close(*losses)
@@ -41,13 +41,13 @@ def test_loss_and_gradients_are_those_of_the_logits(
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_gradients_reach_only_what_wants_them(inputs, targets):
+def test_gradients_reach_only_what_wants_them(inputs: Inputs, targets):
     x, weight, bias = inputs
     linear_cross_entropy(x, weight.detach(), bias.detach(), targets).backward()
     assert x.grad is not None
 
 
-def test_products_are_in_the_format_of_autocast_and_sums_in_float32(inputs, targets):
+def test_products_are_in_the_format_of_autocast_and_sums_in_float32(inputs: Inputs, targets):
     expected = reference(*inputs, targets)
     with torch.autocast("cpu", torch.bfloat16):
         loss = linear_cross_entropy(*inputs, targets)
