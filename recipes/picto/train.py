@@ -1,0 +1,235 @@
+"""`python -m recipes.picto.train --data data/picto --size full --minutes 21`: all four models, from data to a folder.
+
+Trains image tokenizer and CLIP, encodes the pictures, trains DALLE and decoder, and packs them, by commands of `dalle3`
+that it prints. `--minutes` is what training may take in all; `--this_call` ends a call earlier. Called again, it goes
+on where it was. The sizes are in `sizes/`, with the flags of every command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dalle3.errors import ConfigError, Dalle3Error, DataError
+from dalle3.files import whole_folder
+from dalle3.log import note
+from recipes.picto.schedule import Run, call_all, stoppable, train
+
+EVERY = {"keep_n_checkpoints": 2, "save_every_n_steps": 500, "log_every_n_steps": 50, "sample_every_n_steps": 500}
+SIZES = Path(__file__).parent / "sizes"
+TRAIN, VAL = "train-*.tar", "val-*.tar"
+FLAGS = {"dalle": "--dalle_path", "clip": "--clip", "decoder": "--decoder"}  # of `dalle3 pack`
+STAGES = (("codec", "clip"), ("dalle", "decoder"))  # what is in one needs only what is in those before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is trained, on what, and for how long."""
+
+    data: Path
+    out: Path
+    size: dict[str, Any]  # a file of `sizes/`
+    minutes: float
+    shared: tuple[str, ...]  # flags of every training: device, dtype, workers
+
+    def run(self, name: str) -> Run:
+        """The training of a part."""
+        part = self.size["parts"][name]
+        arguments = ["train", part["train"], "--out", str(self.out / name), "--resume", "auto"]
+        arguments += [
+            "--image_text_folder",
+            self.source(name),
+            *as_flags(part["flags"]),
+            *self.shared,
+            *self.needs(name),
+        ]
+        seconds = 60 * self.minutes * part["share"]
+        return Run(name=name, arguments=tuple(arguments), folder=self.out / name, seconds=seconds)
+
+    def source(self, name: str) -> str:
+        """What a part is trained on."""
+        return str(self.out / "codes") if name == "dalle" else pattern(self.data, TRAIN)
+
+    def needs(self, name: str) -> list[str]:
+        """The flags of what a part needs of those before it."""
+        if name == "codec":
+            return []
+        words = ["--bpe_path", str(self.out / "words" / "tokenizer.json"), "--hug"]
+        if name == "clip":
+            return words
+        codec = ["--vae_path", str(self.codec)]
+        return [*codec, *words] if name == "dalle" else [*codec, "--held_out", pattern(self.data, VAL)]
+
+    @property
+    def codec(self) -> Path:
+        """The image tokenizer as it was when its codes were made: later steps would change what codes mean."""
+        return self.out / "codec-frozen"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains what is not trained yet; 0 when all is packed, 3 where time ran out first, 2 for a mistake."""
+    args = _parser().parse_args(arguments)
+    until = time.monotonic() + 60 * (args.this_call or float("inf"))
+    try:
+        plan = Plan(
+            data=args.data,
+            out=args.out,
+            size=read_size(args.size),
+            minutes=args.minutes,
+            shared=tuple(
+                as_flags({"device": args.device, "dtype": args.dtype, "num_workers": args.num_workers, **EVERY})
+            ),
+        )
+        with stoppable() as stop:
+            return carry_out(plan, together=args.together, workers=args.num_workers, until=until, stop=stop)
+    except Dalle3Error as error:
+        note(f"error: {error}")
+        return 2
+
+
+def carry_out(plan: Plan, *, together: bool, workers: int, until: float, stop: threading.Event) -> int:
+    """Goes through the stages; the exit code."""
+    learn_words(plan)
+    for stage in STAGES:
+        if stage == STAGES[1]:
+            freeze_codec(plan)
+            encode(plan, processes=max(1, workers))
+        for runs in grouped(plan, stage, together=together):
+            for run in runs:
+                note(f"dalle3 {shlex.join(run.arguments)}")
+            if not train(runs, until=until, stop=stop):
+                note("stopped early; the same command goes on where this ended")
+                return 3
+    pack(plan)
+    return 0
+
+
+def grouped(plan: Plan, stage: Sequence[str], *, together: bool) -> Iterator[list[Run]]:
+    """The unfinished trainings of a stage, each alone, or all side by side with the time of all."""
+    runs = [plan.run(name) for name in stage if name != "codec" or not plan.codec.is_dir()]
+    if not together:
+        yield from ([run] for run in runs if not run.finished)
+        return
+    seconds = sum(run.seconds for run in runs)
+    side_by_side = [Run(name=run.name, arguments=run.arguments, folder=run.folder, seconds=seconds) for run in runs]
+    if left := [run for run in side_by_side if not run.finished]:
+        yield left
+
+
+def learn_words(plan: Plan) -> None:
+    """Learns the text tokenizer from the captions, which it reads without decoding a picture."""
+    folder = plan.out / "words"
+    if folder.is_dir():
+        return
+    from dalle3.tokenizers.huggingface import train_bpe
+
+    tokenizer = train_bpe(captions(plan.data), plan.size["words"])
+    with whole_folder(folder) as partial:
+        tokenizer.save(partial)
+    note(f"{folder}: {tokenizer.vocab_size} tokens")
+
+
+def captions(data: Path) -> Iterator[str]:
+    """Every caption of the training pictures."""
+    for path in tars(data, TRAIN):
+        with tarfile.open(path) as tar:
+            for entry in tar:
+                if entry.name.endswith(".txt") and (file := tar.extractfile(entry)) is not None:
+                    yield from file.read().decode().splitlines()
+
+
+def freeze_codec(plan: Plan) -> None:
+    """Sets aside the image tokenizer that the codes are made by."""
+    if not plan.codec.is_dir():
+        with whole_folder(plan.codec) as partial:
+            shutil.copytree(
+                plan.run("codec").checkpoint, partial, ignore=shutil.ignore_patterns("train"), dirs_exist_ok=True
+            )
+
+
+def encode(plan: Plan, *, processes: int) -> None:
+    """Encodes the pictures that are not encoded yet, in so many processes."""
+    source, out = pattern(plan.data, TRAIN), str(plan.out / "codes")
+    line = ("encode", "--image_text_folder", source, "--vae_path", str(plan.codec), "--out", out)
+    call_all([*line, "--shard_size", "4000"], processes=processes)
+
+
+def pack(plan: Plan) -> None:
+    """Puts all into the folder `model`, in place of one of an earlier call."""
+    folder = plan.out / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    parts = {name: str(plan.run(name).checkpoint) for name in FLAGS}
+    paths = [word for name, flag in FLAGS.items() for word in (flag, parts[name])]
+    call_all(["pack", str(folder), *paths, "--most_mb", "80"], processes=1)
+
+
+def read_size(name: str) -> dict[str, Any]:
+    """A file of `sizes/`, or of one's own.
+
+    Raises:
+        ConfigError: there is no such file, or it is no JSON.
+    """
+    path = SIZES / f"{name}.json" if not name.endswith(".json") else Path(name)
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"--size {name}: {path} cannot be read as JSON ({error})") from None
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """Values as flags of the command line."""
+    flags: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags += [f"--{name}", str(value)]
+    return flags
+
+
+def pattern(data: Path, glob: str) -> str:
+    """The tars of a data set as `dalle3` takes them: a path, or a pattern with braces."""
+    first, *others = tars(data, glob)
+    if not others:
+        return str(first)
+    return str(data / f"{glob.split('*')[0]}{{{first.stem[-5:]}..{others[-1].stem[-5:]}}}.tar")
+
+
+def tars(data: Path, glob: str) -> list[Path]:
+    """The tars of a data set.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not (found := sorted(data.glob(glob))):
+        raise DataError(f"{data} holds no {glob}; build the data first: python -m recipes.picto.build --help")
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m recipes.picto.train", description=__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder that recipes.picto.build wrote, with --txt all")
+    add("--out", type=Path, default=Path("runs/picto"), help="folder of all runs; the model is in model/")
+    add("--size", default="small", help="small, full, or a JSON like those in recipes/picto/sizes (default: small)")
+    add("--minutes", type=float, required=True, help="what training may take, in all calls together")
+    add("--this_call", type=float, help="minutes after which this call stops and saves (default: it does not)")
+    add("--together", action="store_true", help="train two models at once, each for the time of both: for a GPU")
+    add("--device", default="auto", help="cpu, cuda; auto takes a GPU where there is one")
+    add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of matrix products (default: bfloat16)")
+    add("--num_workers", type=int, default=0, help="processes that read data ahead, of each training (default: 0)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
