@@ -76,7 +76,7 @@ def test_a_killed_process_ends_the_run_and_the_run_goes_on(switches, flags, tmp_
     process = start(command(2, *switches, **given, steps=100_000))
     wait_for(lambda: checkpoints(run), process)
     os.kill(children(process)[1], signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "another process ended; the last checkpoint is" in said
     at = read_position(checkpoints(run)[-1]).step
@@ -84,11 +84,12 @@ def test_a_killed_process_ends_the_run_and_the_run_goes_on(switches, flags, tmp_
     assert [row["step"] for row in losses(run)] == list(range(1, at + 3))
 
 
-def test_sigterm_saves_and_ends_well(flags, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "ctrl-c"])
+def test_a_signal_saves_and_ends_well(number, flags, tmp_path):
     run = tmp_path / "run"
     process = start(command(1, **flags, batch_size=2, steps=100_000, dalle_output_file_name=run))
     wait_for(lambda: (run / "metrics.jsonl").is_file(), process)
-    process.terminate()
+    process.send_signal(number)
     said = finish(process)
     (kept,) = checkpoints(run)
     assert f"stopped early; --resume auto continues: {kept}" in said
