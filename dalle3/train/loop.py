@@ -311,8 +311,8 @@ class _Trainer:
             self.average.load(used)
         if beside := tensors_beside(self.task.objective, self.task.model):
             stored = read_safetensors(start / "train" / BESIDE)
-            for name, tensor in beside.items():
-                tensor.detach().copy_(stored[name])
+            for name in beside.keys() & stored.keys():  # what the run did not keep yet begins now
+                beside[name].detach().copy_(stored[name])
 
     def _resume(self, start: Path | Beginning | None) -> None:
         """Takes up a run where it was left."""

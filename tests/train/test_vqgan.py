@@ -6,13 +6,14 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dalle3.checkpoint import read_folder
 from dalle3.data.loader import Batch
 from dalle3.errors import ConfigError
 from dalle3.models.lpips import Lpips
 from dalle3.runtime import generator
+from dalle3.train.codebook import CodebookUse
 from dalle3.train.loop import LoopConfig
 from dalle3.train.optim import OptimConfig
 from dalle3.train.tasks.vqgan import GumbelTaskConfig, VqganTaskConfig
@@ -101,6 +102,42 @@ def test_the_temperature_falls_as_a_cosine():
     assert [round(config.temperature(step), 6) for step in (0, 50, 100, 1000)] == [1.0, 0.75, 0.5, 0.5]
     with pytest.raises(ConfigError, match=r"goes from 0.5 to 1.0 in 10 steps; it must end above 0"):
         GumbelTaskConfig(starting_temp=0.5, temp_min=1.0, temp_steps=10)
+
+
+def test_entries_that_no_code_used_are_put_upon_latents():
+    use, codebook = CodebookUse(6, revive_every=2), torch.nn.Parameter(torch.zeros(6, 3))
+    latents = torch.randn(1, 3, 2, 2, generator=generator(0, "latents"))
+    rows = latents[0].flatten(1).T
+    use.note(torch.tensor([[[0, 1], [1, 0]]]), latents)
+    assert use.revive(codebook, rng=generator(0, "revive")) == []  # one pass is too few to tell
+    use.note(torch.tensor([[[5, 5], [5, 5]]]), latents)
+    assert use.metrics()["codebook_use"] == 0.5
+    ((moved, change),) = use.revive(codebook, rng=generator(0, "revive"))
+    revived = change(codebook.detach())
+    assert moved is codebook
+    assert not revived[[0, 1, 5]].any()
+    assert all((rows == entry).all(1).any() for entry in revived[2:5])
+    assert len(revived[2:5].unique(dim=0)) == 3
+    assert use.revive(codebook, rng=generator(0, "revive")) == []
+
+
+def test_reviving_moves_the_codebook_of_a_run_and_nothing_without_it(tmp_path):
+    steps, still = LoopConfig(steps=2, batch_size=2, sample_every_n_steps=0), OptimConfig(learning_rate=0.0)
+    before = vqgan_task().model.codebook
+    for every in (0, 1):
+        task = vqgan_task(VqganTaskConfig(disc_start=9, revive_every=every))
+        folder = fit(task, tmp_path / str(every), loop=steps, optim=still).checkpoint
+        after = load_file(folder / "model.safetensors")["quantize.embedding.weight"]
+        assert torch.equal(before, after) == (every == 0)
+
+
+def test_a_run_that_did_not_watch_its_codebook_yet_continues(tmp_path):
+    def steps(number: int) -> LoopConfig:
+        return LoopConfig(steps=number, batch_size=2, sample_every_n_steps=0)
+
+    beside = fit(vqgan_task(), tmp_path, loop=steps(1), optim=OptimConfig()).checkpoint / "train" / "beside.safetensors"
+    save_file({name: kept for name, kept in load_file(beside).items() if not name.startswith("use.")}, beside)
+    assert fit(vqgan_task(), tmp_path, resume="auto", loop=steps(2), optim=OptimConfig()).finished
 
 
 def test_lpips_is_part_of_the_loss_and_not_of_what_is_saved():

@@ -26,8 +26,10 @@ DIVIDED = {
     "gumbel_vq": ("stage1",),
     "vae": ("stage3",),
     "autoencoder": ("stage0",),
-    "diffusion": ("stage3",),
-    "upsampler": ("stage2",),
+    "diffusion": ("stage2",),
+    "upsampler": ("stage1",),
+    "lora": ("stage2", "stage3"),
+    "frozen": ("stage0", "stage3"),
 }
 ALIKE = ("clip-ddp", "autoencoder-ddp", "redrawing-ddp")  # nothing is drawn for a batch
 TASK_CASES = (
@@ -175,6 +177,13 @@ def test_contrast_over_two_processes_has_the_gradient_of_one_batch(runs, tmp_pat
     moved = max(float((expected[key] - first[key]).abs().max()) for key in expected)
     assert moved > 0.1
     assert max(float((found[key] - expected[key]).abs().max()) for key in expected) < 1e-5 * moved
+
+
+def test_frozen_weights_are_left_out_of_the_shards(runs):
+    folder = next(runs.glob("whole*")) / "lora-stage2" / "step-00000004" / "train" / "shards"
+    found = torch.load(folder / "mp_rank_00_model_states.pt", weights_only=True)["module"]
+    assert found
+    assert all(name.endswith((".lora_a", ".lora_b")) for name in found)
 
 
 @pytest.mark.parametrize("stage", ["ddp", *DIVIDED["clip"]])
