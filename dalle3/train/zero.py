@@ -158,7 +158,7 @@ class DeepSpeed(Processes):
 
     def save(self, folder: Path) -> None:
         """Writes each process's share of the optimizer's state, and how many there are."""
-        self.engine.save_checkpoint(str(folder), tag=SHARDS)
+        self.engine.save_checkpoint(str(folder), tag=SHARDS, exclude_frozen_parameters=True)
         if self.rank == 0:
             (folder / MANIFEST).write_text(json.dumps({"stage": self.stage, "world": self.world}) + "\n")
 
@@ -168,7 +168,8 @@ class DeepSpeed(Processes):
         path = folder / MANIFEST
         found = json.loads(path.read_text()) if path.is_file() else None
         if found == here or (found and found["stage"] == self.stage == 0):
-            self.engine.load_checkpoint(str(folder), tag=SHARDS)
+            # frozen weights are left out of the shards: they are where the run took them from
+            self.engine.load_checkpoint(str(folder), tag=SHARDS, load_module_strict=False)
         elif self.rank == 0:
             before = f"is of stage {found['stage']} on {found['world']} processes" if found else "is not DeepSpeed's"
             now = f"stage {self.stage} on {self.world}"
