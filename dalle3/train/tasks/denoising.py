@@ -16,6 +16,7 @@ from dalle3.config import option
 from dalle3.data.loader import Batch
 from dalle3.errors import ConfigError
 from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, Upsampler
+from dalle3.train.exchange import of_all
 from dalle3.train.measures import psnr
 from dalle3.train.seeds import on_device
 from dalle3.train.task import Metrics, Preview, to_pil, to_unit
@@ -46,7 +47,7 @@ class DenoisingConfig:
 class DenoisingObjective(nn.Module):
     """The loss of a network that is trained to undo noise; a subclass tells it its condition.
 
-    Of several processes, DDP hands all of them the history of losses that the first one has.
+    Of several processes each learns the losses of all, so that all draw steps alike.
     """
 
     uses_all_parameters = True  # spares DDP a search
@@ -88,7 +89,7 @@ class DenoisingObjective(nn.Module):
         ((x, output),) = seen
         weights = weights * self.emphasis(x, self.process.model_timesteps(t, x.device), condition)
         if self.training:
-            self.timesteps.note(t, terms["loss"].detach())
+            self.timesteps.note(of_all(t), of_all(terms["loss"].detach()))
         guess = self.process.prediction(output, x, t).x0.clamp(-1, 1)
         measured = {name: (terms[name].detach() * weights).mean() for name in ("mse", "vb") if name in terms}
         return (terms["loss"] * weights).mean(), {**measured, "psnr": psnr(guess / 2, x0 / 2)}
