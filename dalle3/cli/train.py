@@ -38,6 +38,7 @@ from dalle3.tokenizers.load import describe, load_tokenizer
 from dalle3.train.launch import LaunchConfig, local_device, meet
 from dalle3.train.loop import LoopConfig, train
 from dalle3.train.optim import OptimConfig
+from dalle3.train.profiler import profile
 from dalle3.train.run import Beginning, RunFolder, read_position
 from dalle3.train.seeds import seeded
 from dalle3.train.task import Task
@@ -151,6 +152,8 @@ def carry_out(
         note(f"{done}: {outcome.checkpoint} holds the model after {outcome.step} steps")
         if merged := finetune.write_merged(args, task, checkpoint=outcome.checkpoint, run=place.out):
             note(f"{merged} holds it with the DALLE it belongs to")
+    if loop.flops_profiler:
+        return profile(task, stream, loop, optim, parallel=parallel)
     parallel.finish()
     return 0
 

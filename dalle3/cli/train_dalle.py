@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from dalle3.assemble import downloaded_codec
 from dalle3.checkpoint import Checkpoint, build, describe_codec
@@ -20,12 +19,11 @@ from dalle3.cli.train import Made, RunConfig, WordsConfig, carry_out, finish_dal
 from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, option
 from dalle3.convert.roles import CODEC, read_as
-from dalle3.data.loader import collate
 from dalle3.data.transforms import CropConfig
 from dalle3.errors import ConfigError
 from dalle3.models.dalle import DalleConfig
 from dalle3.models.image_tokenizer import ImageTokenizer
-from dalle3.runtime import generator, launched
+from dalle3.runtime import launched
 from dalle3.train.launch import LaunchConfig, local_device
 from dalle3.train.loop import LoopConfig
 from dalle3.train.optim import OptimConfig
@@ -77,7 +75,6 @@ class OldFlags:
     fp16: bool = option(False, help="the same as --dtype float16; under DeepSpeed as bfloat16")
     amp: bool = option(False, help="the same as --fp16")
     lr_decay: bool = option(False, help="the same as --lr_schedule plateau")
-    flops_profiler: bool = option(False, help="print the operations of one step, and end")
     distributed_backend: Literal["", "deepspeed", "dummy", "horovod"] = option("", help="deepspeed: as --deepspeed")
 
 
@@ -108,15 +105,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains and returns 0, also where a signal ended it early."""
     _translate(args)
-    start, place, old = from_args(StartConfig, args), _place(args), from_args(OldFlags, args)
+    start, place = from_args(StartConfig, args), _place(args)
     loop = from_args(LoopConfig, args, base=DEFAULTS[LoopConfig])
     optim = from_args(OptimConfig, args, base=DEFAULTS[OptimConfig])
     make = _new if start.dalle_path is None else _further
     if finetune.dalle_to_begin_with(args):
         make = _tuned
     made, beginning = make(args, start, place, loop, device=local_device(loop.device))
-    if old.flops_profiler:
-        return _profile(made, loop)
     given = {"place": place, "loop": loop, "optim": optim, "args": args}
     return carry_out("dalle", made, **given, beginning=beginning, project=WANDB_PROJECT)
 
@@ -206,21 +201,3 @@ def _stand(checkpoint: Checkpoint, num_samples: int, loop: LoopConfig) -> Beginn
     consumed = int(training.get("epoch", 0)) * num_samples
     step = consumed // (loop.batch_size * loop.ga_steps * launched()[0])
     return Beginning(position=Position(step=step, consumed=consumed), moments=training.get("moments", {}))
-
-
-def _profile(made: Made, loop: LoopConfig) -> int:
-    """Prints the floating-point operations of one forward and backward pass, part by part, and returns 0.
-
-    An addition and a multiplication are two; only matrix products and convolutions are counted.
-    """
-    task, stream, _ = made
-    batch = collate([stream[position] for position in range(loop.batch_size)])
-    with torch.no_grad():
-        inputs = task.prepare(batch, step=0, rng=generator(loop.seed, "prepare", 0))
-    with FlopCounterMode(display=False) as counter:
-        loss, _ = task.objective(**inputs)
-        loss.backward()
-    for part, operations in counter.get_flop_counts().items():
-        if part.count(".") < 4:
-            print(f"{sum(operations.values()):>20,}  {part}")
-    return 0

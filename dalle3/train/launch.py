@@ -14,7 +14,7 @@ from dalle3.runtime import DTYPES, launched, pick_device
 from dalle3.train.loop import LoopConfig
 from dalle3.train.optim import OptimConfig
 from dalle3.train.parallel import DataParallel, Parallel, SingleDevice
-from dalle3.train.zero import DeepSpeed, ZeroConfig
+from dalle3.train.zero import PROFILER, DeepSpeed, ZeroConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,8 @@ def meet(config: LaunchConfig, loop: LoopConfig, optim: OptimConfig, *, device: 
             batch_size=loop.batch_size, ga_steps=loop.ga_steps, clip=optim.clip_grad_norm, dtype=dtype
         )
         _check(settings, loop, optim)
+        if loop.flops_profiler:
+            settings["flops_profiler"] = PROFILER
         return DeepSpeed(device, settings)
     return DataParallel(device, dtype=dtype) if launched()[0] > 1 else SingleDevice(device, dtype=dtype)
 

@@ -51,6 +51,7 @@ class LoopConfig:
     )
     gradient_checkpointing: bool = option(False, help="keep fewer activations and compute them twice: less memory")
     compile: bool = option(False, help="compile the model by torch.compile: a slow start, then faster steps")
+    flops_profiler: bool = option(False, help="print the operations of each part of the model instead of training it")
     save_every_n_steps: int = option(1000, help="steps between checkpoints")
     keep_n_checkpoints: int | None = option(None, help="newest checkpoints kept (default: all)")
     log_every_n_steps: int = option(10, help="steps between lines of metrics")
@@ -154,7 +155,7 @@ class _Trainer:
     def _work(self) -> Work:
         """What a sample asks of a device; says so."""
         task, world, dtype = self.task, self.parallel.world, self.loop.dtype
-        operations = count(task, self.stream, seed=self.loop.seed, step=self.position.step).get_total_flops() // 2
+        operations = count(task, self.stream, seed=self.loop.seed, step=self.position.step)
         best, known = peak(self.parallel.device, DTYPES[dtype])
         weights = sum(parameter.numel() for parameter in task.model.parameters())
         devices = f"{world} devices, each of" if world > 1 else "a device of"

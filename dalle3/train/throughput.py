@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -27,6 +28,7 @@ DATA_SHEETS = {
     "L4": 121e12,
 }
 SECONDS_OF_MEASURING = 0.1
+SAMPLES = 2  # counted together, as a normalisation may need more than one value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +74,39 @@ class Clock:
         }
 
 
-def count(task: Task, stream: Stream, *, seed: int, step: int) -> FlopCounterMode:
-    """The operations of a forward and a backward pass over the first two samples of `stream`, part by part.
+def count(task: Task, stream: Stream, *, seed: int, step: int) -> int:
+    """Floating-point operations of a forward and a backward pass over one sample: the mean of the first `SAMPLES`.
 
     An addition and a multiplication are two; only matrix products, convolutions and attention are counted. Frozen
     helpers outside the objective are left out, dropout and checkpointing play no part, and no gradient stays behind.
     """
-    objective = task.objective.eval()
-    device = next(objective.parameters()).device
-    with torch.no_grad():
-        inputs = task.prepare(collate([stream[0], stream[1]]), step=step, rng=generator(seed, "count"))
-    with seeded(seed, "count", device=device), FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter:
+    objective, inputs = task.objective.eval(), _inputs(task, stream, seed=seed, step=step)
+    with seeded(seed, "count", device=next(objective.parameters()).device), _counter() as counter:
         loss, _ = objective(**inputs)
         loss.backward()
     objective.zero_grad(set_to_none=True)
-    return counter
+    return counter.get_total_flops() // SAMPLES
+
+
+def count_by_part(task: Task, stream: Stream, *, seed: int) -> dict[str, int]:
+    """The operations of a forward pass over one sample, as `count` counts them, in each module by name."""
+    objective, inputs = task.objective.eval(), _inputs(task, stream, seed=seed, step=0)
+    with seeded(seed, "count", device=next(objective.parameters()).device), _counter() as counter:
+        objective(**inputs)
+    parts = counter.get_flop_counts()
+    del parts["Global"]  # the same as the objective's
+    order = sorted(parts, key=lambda name: [part.zfill(4) for part in name.split(".")])  # layer 10 behind layer 9
+    return {name: sum(parts[name].values()) // SAMPLES for name in order}
+
+
+def _inputs(task: Task, stream: Stream, *, seed: int, step: int) -> dict[str, Any]:
+    batch = collate([stream[position] for position in range(SAMPLES)])
+    with torch.no_grad():
+        return task.prepare(batch, step=step, rng=generator(seed, "count"))
+
+
+def _counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping=_UNKNOWN)
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
@@ -121,7 +141,12 @@ def _attention_backward(gradient, query, key, value, *_, **__) -> int:
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-_ON_CPU = {  # torch's counter knows those of GPUs alone
+def _product_added(total, left, right, *_, **__) -> int:
+    return 2 * left[0] * left[1] * right[1]
+
+
+_UNKNOWN = {  # to torch's counter: attention on CPUs, products added in place
+    torch.ops.aten.addmm_: _product_added,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

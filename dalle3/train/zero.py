@@ -21,6 +21,8 @@ from dalle3.train.parallel import NEW_MOMENTS, Moments, Processes
 from dalle3.train.task import Metrics
 
 SHARDS, MANIFEST = "shards", "deepspeed.json"
+PROFILED_STEP = 3  # counted from 0; DALLE-pytorch's is 200
+PROFILER = {"enabled": True, "profile_step": PROFILED_STEP, "module_depth": -1, "top_modules": 1, "detailed": True}
 
 
 @dataclass(frozen=True, kw_only=True)

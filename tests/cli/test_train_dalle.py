@@ -132,7 +132,11 @@ def test_half_precision_is_float16_with_a_scaled_loss(switch, flags, tmp_path):
 
 def test_the_profiler_counts_operations_and_ends(flags, tmp_path, capfd):
     assert train("flops_profiler", **flags, **MODEL, dalle_output_file_name=tmp_path / "dalle") == 0
-    assert "DalleObjective" in capfd.readouterr().out
+    title, whole, *parts, both = capfd.readouterr().out.splitlines()
+    operations = [int(line.split()[0].replace(",", "")) for line in (whole, *parts, both)]
+    assert (title, whole.split()[1]) == ("operations of a sample, forward", "DalleObjective")
+    assert any("transformer.layers.0.1.fn" in part for part in parts)
+    assert max(operations[1:-1]) < operations[0] < operations[-1] < 3.5 * operations[0]
     assert not (tmp_path / "dalle").exists()
 
 
