@@ -90,6 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 as_flags({"device": args.device, "dtype": args.dtype, "num_workers": args.num_workers, **EVERY})
             ),
         )
+        if args.only_pack:
+            pack(plan)
+            return 0
         with stoppable() as stop:
             return carry_out(plan, together=args.together, workers=args.num_workers, until=until, stop=stop)
     except Dalle3Error as error:
@@ -224,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", default="small", help="small, full, or a JSON like those in recipes/picto/sizes (default: small)")
     add("--minutes", type=float, required=True, help="what training may take, in all calls together")
     add("--this_call", type=float, help="minutes after which this call stops and saves (default: it does not)")
+    add("--only_pack", action="store_true", help="train nothing; pack the newest checkpoints of all parts")
     add("--together", action="store_true", help="train two models at once, each for the time of both: for a GPU")
     add("--device", default="auto", help="cpu, cuda; auto takes a GPU where there is one")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of matrix products (default: bfloat16)")
