@@ -173,7 +173,7 @@ def pack(plan: Plan) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     parts = {name: str(plan.run(name).checkpoint) for name in FLAGS}
     paths = [word for name, flag in FLAGS.items() for word in (flag, parts[name])]
-    call_all(["pack", str(folder), *paths, "--most_mb", "80"], processes=1)
+    call_all(["pack", str(folder), *paths, "--most_mb", "60"], processes=1)
 
 
 def read_size(name: str) -> dict[str, Any]:
