@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from dalle3 import load
 from dalle3.pipeline import Model
 from dalle3.train.task import grid
 from recipes.shapes.check import check
-from recipes.shapes.scenes import Kind, Scene, captions
+from recipes.shapes.scenes import SIZES, Kind, Scene, captions
 from recipes.shapes.source import Scenes
 
 
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=100, help="scenes (default: 100)")
     parser.add_argument("--kind", choices=("one", "two", "count"), default="one", help="of scene (default: one)")
     parser.add_argument("--background", default="white", help="of the scenes; any for all (default: white)")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=(), help="of objects (default: all)")
     parser.add_argument("--withheld", action="store_true", help="scenes with a couple that training never shows")
     parser.add_argument("--cond_scale", type=float, default=1.0, help="guidance (default: 1)")
     parser.add_argument("--top_p", type=float, default=0.85, help="(default: 0.85)")
@@ -33,7 +34,8 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write the first 64 pictures, with their captions, here")
     args = parser.parse_args()
     background = None if args.background == "any" else args.background
-    scenes = held_out(args.number, kind=args.kind, background=background, withheld=args.withheld)
+    sort = {"sizes": args.sizes, "background": background, "withheld": args.withheld}
+    scenes = held_out(args.number, kind=args.kind, **sort)
     pictures = list(_read(args.model, len(scenes)) if (args.model / "0000.png").exists() else _draw(args, scenes))
     scores = [check(widened(picture, args.middle), what) for picture, what in zip(pictures, scenes, strict=True)]
     print(*(f"{name} {value:.3f}" for name, value in summary(scores).items()), sep="\n")
@@ -42,9 +44,17 @@ def main() -> None:
         grid([labelled(picture, captions(what)[0]) for picture, what in shown], 8).save(args.sheet)
 
 
-def held_out(number: int, *, kind: Kind, background: str | None = "white", withheld: bool = False) -> list[Scene]:
+def held_out(
+    number: int,
+    *,
+    kind: Kind,
+    sizes: Sequence[str] = (),
+    background: str | None = "white",
+    withheld: bool = False,
+) -> list[Scene]:
     """Scenes that no training saw."""
-    return Scenes(number, size=128, split="test", kind=kind, background=background, withheld=withheld).scenes
+    sort = {"kind": kind, "sizes": sizes, "background": background, "withheld": withheld}
+    return Scenes(number, size=128, split="test", **sort).scenes
 
 
 def summary(scores: list[dict[str, float]]) -> dict[str, float]:

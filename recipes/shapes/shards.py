@@ -16,18 +16,24 @@ from recipes.shapes.source import of_sort
 
 
 def write(
-    folder: Path, number: int, *, size: int = 128, kinds: Sequence[Kind] = (), background: str | None = None
+    folder: Path,
+    number: int,
+    *,
+    size: int = 128,
+    kinds: Sequence[Kind] = (),
+    sizes: Sequence[str] = (),
+    background: str | None = None,
 ) -> list[Path]:
     """The tars written: `number` training scenes, and scenes of withheld couples (a fiftieth, at least 200).
 
     Args:
         size: side of the pictures in pixels.
-        kinds, background: of the scenes; none given means any.
+        kinds, sizes, background: of the scenes and of all their objects; none given means any.
     """
 
     def first(wanted: int, split: str, *, withheld: bool) -> list[Scene]:
         drawn = (scene(f"{split}{i}", withheld=withheld) for i in count())
-        return list(islice(of_sort(drawn, kinds=kinds, background=background), wanted))
+        return list(islice(of_sort(drawn, kinds=kinds, sizes=sizes, background=background), wanted))
 
     training = first(number, "train", withheld=False)
     withheld = first(max(200, number // 50), "heldout_bind", withheld=True)

@@ -18,6 +18,7 @@ class Scenes:
         split: the scenes of "train" are those `shards.write` writes; any other word names other scenes.
         size: side of the pictures in pixels.
         kind, background: None for any.
+        sizes: of all objects; none given means any.
         withheld: scenes whose first object is a couple of shape and colour that training never shows.
         middle: the part of the scene's side that is shown. One object never leaves the middle 0.64.
     """
@@ -30,12 +31,13 @@ class Scenes:
         split: str = "train",
         kind: Kind | None = None,
         background: str | None = None,
+        sizes: Sequence[str] = (),
         withheld: bool = False,
         middle: float = 1.0,
     ) -> None:
         self.size, self.middle, self.skipped = size, middle, []
         drawn = (scene(f"{split}{i}", kind=kind, withheld=withheld) for i in count())
-        self.scenes: list[Scene] = list(islice(of_sort(drawn, background=background), number))
+        self.scenes: list[Scene] = list(islice(of_sort(drawn, sizes=sizes, background=background), number))
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -53,6 +55,11 @@ class Scenes:
         return Sample(content=render(what, side).crop(window), captions=tuple(captions(what)))
 
 
-def of_sort(scenes: Iterator[Scene], *, kinds: Sequence[Kind] = (), background: str | None = None) -> Iterator[Scene]:
-    """The scenes of these kinds on this background; none given means any."""
-    return (what for what in scenes if (not kinds or what.kind in kinds) and background in (None, what.background))
+def of_sort(
+    scenes: Iterator[Scene], *, kinds: Sequence[Kind] = (), sizes: Sequence[str] = (), background: str | None = None
+) -> Iterator[Scene]:
+    """The scenes of these kinds, on this background, of objects of these sizes alone; none given means any."""
+    for what in scenes:
+        sized = not sizes or all(thing.size in sizes for thing in what.objects)
+        if sized and (not kinds or what.kind in kinds) and background in (None, what.background):
+            yield what
