@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -112,7 +113,7 @@ def _counter() -> FlopCounterMode:
 def peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Operations a second that `device` can do in matrix products of `dtype`, and how that is known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = next((listed for part, listed in DATA_SHEETS.items() if part in name), None)
+    known = next((listed for model, listed in DATA_SHEETS.items() if re.search(rf"\b{model}\b", name)), None)
     if known is not None and dtype != torch.float32:
         return known, f"the data sheet of {name}"
     return _measured_peak(device, dtype), "measured"
