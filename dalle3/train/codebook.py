@@ -84,7 +84,7 @@ def _spread(points: Tensor, number: int, rng: torch.Generator) -> Tensor:
     centres = points[torch.randint(len(points), (1,), generator=rng)]
     distance = (points - centres).square().sum(1)
     while len(centres) < number:
-        drawn = points[torch.multinomial(distance.clamp(min=1e-12), SEEDS_AT_ONCE, generator=rng)]
+        drawn = points[torch.multinomial(distance.clamp(min=1e-12).cpu(), SEEDS_AT_ONCE, generator=rng)]
         centres = torch.cat([centres, drawn])
         distance = torch.minimum(distance, torch.cdist(points, drawn).square().amin(1))
     return centres[:number]

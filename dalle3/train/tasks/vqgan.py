@@ -117,7 +117,8 @@ class VqganObjective(nn.Module):
         super().__init__()
         self.model, self.discriminator, self.config = model, discriminator, config
         self._perceptual = (perceptual,)
-        self.use = CodebookUse(model.num_tokens, revive_every=getattr(config, "revive_every", 0))
+        use = CodebookUse(model.num_tokens, revive_every=getattr(config, "revive_every", 0))
+        self.use = use.to(model.codebook.device)
         self._noise: torch.Generator
 
     def forward(
