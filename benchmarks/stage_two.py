@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dalle3.models.clip import Clip, from_openai
-from dalle3.runtime import generator
+from dalle3.runtime import generator, keep_freed_memory
 from diffusion.guidance import Cutouts, PromptLoss, exact_gradient, fast_gradient
 from diffusion.presets import find_preset
 from diffusion.process import Denoiser, Process
@@ -99,6 +99,19 @@ def guided(network: UNet, clip: Clip, case: dict[str, Tensor], cutn: int, form: 
     return best(lambda: finish(ddpm(_at(denoise), x, process=single, noise=torch.randn_like)))
 
 
+def read_clip(folder: Path) -> Clip:
+    """Our CLIP on the peer's weights."""
+    config, state = from_openai(torch.load(folder / "clip.pt", weights_only=True))
+    clip = Clip(config).eval().requires_grad_(False)
+    clip.load_state_dict(state, strict=True)
+    return clip
+
+
+def row(what: str, theirs: float, name: str, taken: float, error: str) -> str:
+    """A row of the table."""
+    return f"| {what} | {theirs:.2f} | {name} | {taken:.2f} | {theirs / taken:.2f}x | {error} |"
+
+
 def _one_step(process: Process) -> Process:
     return Process(process.config, (process.timestep_map[AT],))
 
@@ -107,25 +120,23 @@ def _at(denoise: Denoiser) -> Denoiser:
     return lambda x, t: denoise(x, AT)
 
 
-def report(python: str, sizes: Sizes, folder: Path) -> str:
-    """The whole table, Markdown."""
+def report(python: str, sizes: Sizes, folder: Path, only: str | None) -> str:
+    """The table, Markdown: all of it, or the rows of one case."""
     written = peer(python, "write", folder, sizes)
-    theirs = {case: peer(python, case, folder, sizes)["seconds"] for case in ("pass", "guided")}
+    cases = [case for case in ("pass", "guided") if only in (None, case)]
+    theirs = {case: peer(python, case, folder, sizes)["seconds"] for case in cases}
     case = torch.load(folder / "case.pt", weights_only=True)
-    config, state = from_openai(torch.load(folder / "clip.pt", weights_only=True))
-    clip = Clip(config).eval().requires_grad_(False)
-    clip.load_state_dict(state, strict=True)
     rows = ["| what | guided-diffusion, s | ours | s | ratio | error |", "|---|---|---|---|---|---|"]
     for dtype in (torch.float32, torch.bfloat16):
         network, name = ours(folder, sizes.channels, dtype), str(dtype).removeprefix("torch.")
-        taken, error = one_pass(network, case)
-        rows.append(
-            f"| one pass | {theirs['pass']:.2f} | {name} | {taken:.2f} | {theirs['pass'] / taken:.2f}x | {error:.1e} |"
-        )
-        for form in ("exact", "fast"):
-            taken = guided(network, clip.to(dtype), case, sizes.cutn, form)
-            ratio = f"{theirs['guided'] / taken:.2f}x"
-            rows.append(f"| guided step | {theirs['guided']:.2f} | {name}, {form} | {taken:.2f} | {ratio} | |")
+        if "pass" in cases:
+            taken, error = one_pass(network, case)
+            rows.append(row("one pass", theirs["pass"], name, taken, f"{error:.1e}"))
+        if "guided" in cases:
+            clip = read_clip(folder).to(dtype)
+            for form in ("exact", "fast"):
+                taken = guided(network, clip, case, sizes.cutn, form)
+                rows.append(row("guided step", theirs["guided"], f"{name}, {form}", taken, ""))
     where = f"{platform.processor() or platform.machine()}, {sizes.threads} threads, torch {torch.__version__}"
     parameters = f"{written['parameters'] / 1e6:.0f} M parameters, {sizes.size} px, {sizes.cutn} cutouts"
     return "\n".join([*rows, "", f"{parameters}; {where} (theirs: torch {written['torch']})"])
@@ -138,11 +149,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--cutn", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=("pass", "guided"), help="only these rows (default: all)")
     args = parser.parse_args()
     sizes = Sizes(channels=args.channels, size=args.size, cutn=args.cutn, threads=args.threads)
     torch.set_num_threads(sizes.threads)
+    keep_freed_memory()  # as decode.py does
     with tempfile.TemporaryDirectory() as folder:
-        print(report(args.peers, sizes, Path(folder)))
+        print(report(args.peers, sizes, Path(folder), args.only))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.output import Picture
 from dalle3.pipeline import Progress, Result, Stopped, Tick
 from dalle3.rerank import Scorer, Tokenize
+from dalle3.runtime import keep_freed_memory
 from dalle3.stages import FULL, DecodeStage, Stage, UpsampleStage, chain, too_little
 from dalle3.steering import Guide, Steering, read_targets, unguided
 from diffusion.process import Process
@@ -166,6 +167,8 @@ class Decoding:
     def events(self, *, tick: Tick = lambda done: None) -> Iterator[Progress | Preview | Result]:
         """As `run`."""
         start, done = time.perf_counter(), 0
+        if self.decoder.device.type == "cpu":
+            keep_freed_memory()
         with contextlib.suppress(Stopped):
             for places in self.batches:
                 for step, pixels, steps in self._draw(places):
@@ -269,7 +272,7 @@ class Decoding:
             process=process,
             sampler=sampler,
             guide=self._guide(sampler),
-            label=request.label if unet.config.num_classes else None,
+            label=self._label(unet),
             stop_at=request.stop_at,
             guidance_scale=request.guidance_scale,
         )
@@ -277,10 +280,6 @@ class Decoding:
     def _upsample_stage(self) -> UpsampleStage:
         network, request, alone = self.decoder.upsampler, self.request, self.decoder.unet is None
         assert network is not None
-        if network.config.num_classes and request.label is None:
-            raise ConfigError(
-                f"this upsampler is conditioned on {network.config.num_classes} classes; say which: --label"
-            )
         process, sampler = self._chain(network)
         return UpsampleStage(
             name="upsample",
@@ -288,11 +287,24 @@ class Decoding:
             process=process,
             sampler=sampler,
             guide=self._guide(sampler) if alone else unguided,
-            label=request.label if network.config.num_classes else None,
+            label=self._label(network),
             stop_at=request.stop_at if alone else FULL,
             tile=max(2 * network.stride, request.tile // network.stride * network.stride),
             budget=self._budget(),
         )
+
+    def _label(self, network: DiffusionDecoder | Upsampler) -> int | None:
+        """The class asked for, of a network that has classes."""
+        classes, label = network.config.num_classes, self.request.label
+        if classes is None:
+            return None
+        if label is None or not 0 <= label < classes:
+            found = "none is given" if label is None else f"label is {label}"
+            name = "upsampler" if isinstance(network, Upsampler) else "decoder"
+            raise ConfigError(
+                f"this {name} is conditioned on {classes} classes, and {found}; say which, from 0: --label"
+            )
+        return label
 
     def _chain(self, network: DiffusionDecoder | Upsampler) -> tuple[Process, SamplerName]:
         request = self.request

@@ -5,15 +5,30 @@ Shapes: B pictures, C channels, H W pixels.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 
-def v_around(x: Tensor, rough: Tensor, *, alphas_cumprod: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """The v (B, C, H, W) of pictures scattered around rough ones, and the scale (B, 1, 1, 1) of what is left to learn.
+class Around(NamedTuple):
+    """What is known of noisy pictures whose clean ones are N(rough, spread^2).
 
-    Were pictures N(rough, spread^2), the first would be the best prediction there is. A network that adds to it its
-    output times the second need not learn to copy the rough picture, and its outputs have variance 1 at all noises: the
-    preconditioning of EDM (arXiv:2206.00364, section 5) with a mean that is known.
+    A network that sees `seen` and adds `scale` times its output to `v` need not learn to copy the rough picture, nor to
+    amplify what little noise is left: both have variance 1 at all noises.
+
+    Attributes:
+        seen: (B, C, H, W), how x differs from the noisy rough picture, in deviations.
+        v: (B, C, H, W), the best prediction of v there is.
+        scale: (B, 1, 1, 1), how far the true v is from it, as a deviation.
+    """
+
+    seen: Tensor
+    v: Tensor
+    scale: Tensor
+
+
+def around(x: Tensor, rough: Tensor, *, alphas_cumprod: Tensor, spread: Tensor) -> Around:
+    """What is known of x: the preconditioning of EDM (arXiv:2206.00364, section 5) with a mean that is known.
 
     Args:
         x: (B, C, H, W), noisy.
@@ -23,5 +38,6 @@ def v_around(x: Tensor, rough: Tensor, *, alphas_cumprod: Tensor, spread: Tensor
     """
     alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
     power = alphas_cumprod * spread**2 + 1 - alphas_cumprod  # of x around alpha * rough
-    v = sigma * (alpha * (1 - spread**2) / power * (x - alpha * rough) - rough)
-    return v, spread / power.sqrt()
+    moved = x - alpha * rough
+    v = sigma * (alpha * (1 - spread**2) / power * moved - rough)
+    return Around(moved / power.sqrt(), v, spread / power.sqrt())

@@ -25,8 +25,9 @@ from torch import Tensor
 # Below these the transforms cost more than the multiplications they save.
 LEAST_CHANNELS = 128
 LEAST_TILES = {(torch.float32, 4): 256, (torch.float32, 2): 256, (torch.bfloat16, 2): 1024}
-# What one strip of tiles may take, so that it stays in the cache between the transforms.
-STRIP_BYTES = 8 << 20
+# What one strip of tiles may take, so that it stays in the cache between the transforms: with 8 MB, 256 channels at 256
+# pixels took 171 to 277 ms in bfloat16 on two cores, with 2 MB 144, and the direct kernel 179.
+STRIP_BYTES = 2 << 20
 
 
 class Transforms(NamedTuple):

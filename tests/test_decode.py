@@ -149,6 +149,19 @@ def test_a_decoder_that_sees_the_picture_of_the_codes_draws_from_its_folder(tmp_
     assert larger.picture.image.size == (24, 24)
 
 
+def test_a_decoder_of_codes_and_classes_draws_the_class_asked_for(tmp_path):
+    found = dataclasses.replace(tiny.decoder(num_classes=3), codec=tiny.codec())
+    save_checkpoint(found, tmp_path / "decoder")
+    classes = load_decoder(tmp_path / "decoder", device="cpu")
+    first, last, guided = (
+        results(classes, job(), label=label, guidance_scale=scale)[0] for label, scale in ((0, 1.0), (2, 1.0), (2, 3.0))
+    )
+    assert len({pixels(one) for one in (first, last, guided)}) == 3
+    for label, complaint in ((None, "none is given"), (3, "label is 3"), (-1, "label is -1")):
+        with pytest.raises(ConfigError, match=f"conditioned on 3 classes, and {complaint}; say which, from 0: --label"):
+            results(classes, job(), label=label)
+
+
 def test_guidance_on_the_codes_needs_a_null_embedding(folder, tmp_path):
     save_checkpoint(tiny.decoder(null_embedding=False), tmp_path / "decoder")
     plain = load_decoder(tmp_path / "decoder", vae=folder / "codec", device="cpu")
@@ -322,3 +335,24 @@ def test_clip_steers_in_bfloat16_too(folder, decoder):
     steered = {"clip_guidance": True, "text": "a blue star", "cutn": 4}
     before, after = (results(half, job(), steps=25, **more)[0] for more in ({}, steered))
     assert score(decoder, after, "a blue star") > score(decoder, before, "a blue star")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("settings", [{}, {"clip_guidance": True, "text": "a star", "cutn": 2}, {"upsample": 32}])
+def test_a_gpu_draws_nearly_the_pictures_of_the_cpu(folder, decoder, dtype, settings):
+    on_gpu = load_decoder(folder, device="cuda", dtype=dtype, enlarges=True)
+    (found,) = results(on_gpu, job(), steps=4, **settings)
+    (expected,) = results(decoder, job(), steps=4, **settings)
+    a, b = (np.asarray(one.picture.image).astype(float) for one in (found, expected))
+    assert np.abs(a - b).mean() < (0.5 if dtype == "float32" else 8)
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_batches_that_fit_its_memory(folder):
+    on_gpu = load_decoder(folder, device="cuda")
+    jobs = [job(seed) for seed in range(5)]
+    alone, together = (results(on_gpu, *jobs, steps=4, batch_size=size, max_memory=1.0) for size in (1, 4))
+    for a, b in zip(alone, together, strict=True):
+        difference = np.asarray(a.picture.image).astype(float) - np.asarray(b.picture.image)
+        assert np.abs(difference).max() <= 2

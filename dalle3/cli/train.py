@@ -108,6 +108,17 @@ class SmallSize:
     small_size: int = option(64, help="pixels a side of the pictures it enlarges to --image_size")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """What a decoder that sees the picture of its codes (--low_res) makes of it."""
+
+    spread: float | None = option(
+        None,
+        help="with --low_res and --prediction v: how far pictures are from those of their codes, as a deviation in "
+        "-1..1, about 0.1; only what those lack is learnt then (default: everything is)",
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Gives `parser` one sub-command for each model."""
     models = parser.add_subparsers(dest="model", required=True, metavar="model")
@@ -254,9 +265,14 @@ def make_diffusion(args: argparse.Namespace, place: RunConfig, device: torch.dev
     start, task_config = finetune.read_start("unet", args), from_args(DiffusionTaskConfig, args)
     codec: Any = build(_codec(args, start), device=device)
     derived = {"emb_input_dims": codec.embed_dim, "null_embedding": task_config.emb_dropout > 0}
-    model = begin("unet", start, lambda: DecoderConfig(**_unet(args, derived)), args, seed=seed, device=device)
+    model = begin("unet", start, lambda: decoder_config(args, derived), args, seed=seed, device=device)
     stream, held_out = _pictures(args, place, model.settings, seed)
     return DiffusionTask(model, codec, task_config, held_out=held_out), stream, _described(model.settings)
+
+
+def decoder_config(args: argparse.Namespace, derived: dict[str, Any]) -> DecoderConfig:
+    """The decoder that the flags describe."""
+    return DecoderConfig(**_unet(args, derived), spread=from_args(Spread, args).spread)
 
 
 def make_upsampler(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
@@ -304,7 +320,7 @@ MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
     ),
     "diffusion": (
         "a diffusion decoder of an image tokenizer's codes",
-        {**DENOISER, "conditions": DiffusionTaskConfig, "image tokenizer": VaePath},
+        {**DENOISER, "conditions": DiffusionTaskConfig, "picture of the codes": Spread, "image tokenizer": VaePath},
         make_diffusion,
     ),
     "upsampler": (
@@ -354,8 +370,8 @@ def _unet(args: argparse.Namespace, derived: dict[str, Any]) -> dict[str, Any]:
 
 def _described(config: DecoderConfig) -> dict[str, Any]:
     """What config.json says of a diffusion model, on one level, so that a change of it can be named."""
-    sizes = {"small_size": config.small_size} if isinstance(config, UpsamplerConfig) else {}
-    return {"model": {**to_dict(config.unet), **to_dict(config.process), **sizes}}
+    own = {"small_size": config.small_size} if isinstance(config, UpsamplerConfig) else {"spread": config.spread}
+    return {"model": {**to_dict(config.unet), **to_dict(config.process), **own}}
 
 
 def _pictures(

@@ -19,7 +19,7 @@ from dalle3.config import option
 from dalle3.errors import ConfigError
 from dalle3.models.image_tokenizer import ImageTokenizer
 from diffusion.process import Process, ProcessConfig
-from diffusion.rough import v_around
+from diffusion.rough import Around, around
 from diffusion.schedule import REFERENCE_STEPS
 from diffusion.unet import SuperResUNet, UNet, UNetConfig, stretch
 
@@ -106,13 +106,13 @@ class DiffusionDecoder(UNet):
         embeddings: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """As `UNet.forward`; with a spread, the network's output is what v lacks of `diffusion.rough.v_around`."""
-        output = super().forward(x, timesteps, low_res=low_res, embeddings=embeddings, labels=labels)
+        """As `UNet.forward`; with a spread, the network sees and corrects what `diffusion.rough.around` knows of x."""
         if self.settings.spread is None or low_res is None:
-            return output
+            return super().forward(x, timesteps, low_res=low_res, embeddings=embeddings, labels=labels)
+        known = self._around(x, low_res, timesteps)
+        output = super().forward(known.seen, timesteps, low_res=low_res, embeddings=embeddings, labels=labels)
         correction, *variance = output.split(x.shape[1], dim=1)
-        v, scale = self._around(x, low_res, timesteps)
-        return torch.cat([v + scale * correction, *variance], dim=1)
+        return torch.cat([known.v + known.scale * correction, *variance], dim=1)
 
     def scale(self, x: Tensor, low_res: Tensor, timesteps: Tensor) -> Tensor:
         """What the network's own output is multiplied with (B, 1, 1, 1): the part of v that is left to learn.
@@ -122,9 +122,9 @@ class DiffusionDecoder(UNet):
             low_res: (B, C, h, w).
             timesteps: (B,) or (1,), as the network is told them.
         """
-        return self._around(x, low_res, timesteps)[1]
+        return self._around(x, low_res, timesteps).scale
 
-    def _around(self, x: Tensor, low_res: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    def _around(self, x: Tensor, low_res: Tensor, timesteps: Tensor) -> Around:
         process = self.settings.process
         if process.rescale_timesteps:
             timesteps = timesteps * (process.diffusion_steps / REFERENCE_STEPS)
@@ -133,7 +133,7 @@ class DiffusionDecoder(UNet):
         known = low_res.flatten(1).any(dim=1).float()[:, None, None, None]
         spread = 1 + (self.settings.spread - 1) * known
         rough = stretch(low_res.to(x), x.shape[2], x.shape[3])
-        return v_around(x, rough, alphas_cumprod=alphas_cumprod, spread=spread)
+        return around(x, rough, alphas_cumprod=alphas_cumprod, spread=spread)
 
     def conditions(self, codec: ImageTokenizer, codes: Tensor) -> Conditions:
         """What it is told of codes (B, h, w): their embeddings and, where it sees one, the picture they make.
