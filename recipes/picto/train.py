@@ -45,16 +45,12 @@ class Plan:
     def run(self, name: str) -> Run:
         """The training of a part."""
         part = self.size["parts"][name]
-        arguments = ["train", part["train"], "--out", str(self.out / name), "--resume", "auto"]
-        arguments += [
-            "--image_text_folder",
-            self.source(name),
-            *as_flags(part["flags"]),
-            *self.shared,
-            *self.needs(name),
-        ]
+        place = ["--out", str(self.out / name), "--resume", "auto", "--image_text_folder", self.source(name)]
+        flags = [*self.shared, *as_flags(part["flags"]), *self.needs(name)]  # a part's own go before the shared ones
         seconds = 60 * self.minutes * part["share"]
-        return Run(name=name, arguments=tuple(arguments), folder=self.out / name, seconds=seconds)
+        return Run(
+            name=name, arguments=("train", part["train"], *place, *flags), folder=self.out / name, seconds=seconds
+        )
 
     def source(self, name: str) -> str:
         """What a part is trained on."""
