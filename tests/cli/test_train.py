@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,9 @@ def test_a_decoder_and_an_upsampler_train_by_one_command_each(tmp_path, pictures
     train("vae", image_text_folder=pictures, out=tmp_path / "vae", **{**VAE, "num_layers": 1})
     flags = {"image_text_folder": pictures, "held_out": pictures, **UNET}
     vae = tmp_path / "vae" / "step-00000002"
-    assert train("diffusion", out=tmp_path / "decoder", vae_path=vae, channel_mult="1,1,1", **flags) == 0
+    seeing = {"channel_mult": "1,1,1", "prediction": "v", "spread": 0.1, "crop": 8}
+    assert train("diffusion", "low_res", out=tmp_path / "decoder", vae_path=vae, **seeing, **flags) == 0
+    assert json.loads((tmp_path / "decoder" / "step-00000002" / "config.json").read_text())["config"]["spread"] == 0.1
     assert train("upsampler", out=tmp_path / "upsampler", small_size=4, channel_mult="1,1", **flags) == 0
     assert (tmp_path / "decoder" / "step-00000002" / "codec" / "model.safetensors").is_file()
     assert (tmp_path / "upsampler" / "samples" / "step-00000002.png").is_file()
