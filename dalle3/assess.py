@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dalle3.checkpoint import fingerprint, read_safetensors
 from dalle3.config import option, to_dict
@@ -34,6 +33,7 @@ from dalle3.evaluate.frechet import frechet_distance
 from dalle3.evaluate.judge import Judge, Retrieval, best_of
 from dalle3.evaluate.report import Row
 from dalle3.files import whole_file
+from dalle3.models.decoder import enlarged
 from dalle3.pipeline import Model, Result
 from dalle3.train.tasks.diffusion import shrink
 
@@ -103,7 +103,7 @@ def measure_decoder(
     for examples in batches:
         codes = codes_of(decoder, examples.pictures)
         redraw = Redrawing(decoder, settings, seed=seed, kept=kept)
-        drawn = (enlarged(decoder, codes), redraw(codes, examples.captions, first=number))
+        drawn = (rough_pictures(decoder, codes), redraw(codes, examples.captions, first=number))
         for place, pictures in enumerate(drawn):
             closeness[place].add(pictures, examples.pictures)
         if judge is not None:
@@ -128,12 +128,11 @@ def codes_of(decoder: PictureDecoder, pictures: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def enlarged(decoder: PictureDecoder, codes: Tensor) -> Tensor:
+def rough_pictures(decoder: PictureDecoder, codes: Tensor) -> Tensor:
     """The image tokenizer's pictures of codes (B, h, w), stretched to the decoder's size, (B, 3, S, S) in [0, 1]."""
+    assert decoder.unet is not None
     assert decoder.codec is not None
-    side = decoder.side(codes.shape[-1])
-    pictures = decoder.codec.decode(codes.to(decoder.device))
-    return F.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0, 1).cpu()
+    return enlarged(decoder.codec, codes.to(decoder.device), decoder.unet.settings.pixels_per_code).cpu()
 
 
 class Redrawing:

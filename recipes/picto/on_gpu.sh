@@ -1,6 +1,7 @@
 #!/bin/sh
 # The picto models on a bare machine with a GPU and no network, as recipes/picto/GPU.md tells.
 #   start      installs what was carried, and begins data and training in a session of their own: they go on between calls
+#   again      begins them again, after one that failed; what is done is kept
 #   wait N     at most N seconds until all is done; shows how far it is, and leaves what there is in $OUT
 # Of use for trying it: WORK, a folder; PYTHON; BUILD, more flags of recipes.picto.build; TRAIN, all of recipes.picto.train;
 # TRIAL, minutes of the trial.
@@ -22,6 +23,9 @@ start)
         "$python" -c 'import numpy, pathlib; print(pathlib.Path(numpy.__file__).parent.parent)' >>"$packages/carried.pth"
     done
     touch "$work/cache/venv/.ok"
+    sh "$0" again
+    ;;
+again)
     cd "$work/code"
     setsid nohup sh recipes/picto/on_gpu.sh go >"$work/log" 2>&1 </dev/null &
     echo $! >"$work/pid"

@@ -46,7 +46,7 @@ class Plan:
         """The training of a part."""
         part = self.size["parts"][name]
         place = ["--out", str(self.out / name), "--resume", "auto", "--image_text_folder", self.source(name)]
-        flags = [*self.shared, *as_flags(part["flags"]), *self.needs(name)]  # a part's own go before the shared ones
+        flags = [*self.shared, *as_flags(part["flags"]), *self.needs(name)]  # of two the last counts: a part's own
         seconds = 60 * self.minutes * part["share"]
         return Run(
             name=name, arguments=("train", part["train"], *place, *flags), folder=self.out / name, seconds=seconds
