@@ -40,7 +40,7 @@ go)
     # While the data is drawn, a few minutes, the same trainings on little of it show that they run here, and how fast.
     [ -d "$work/little" ] || build "$work/little" --limit 1000
     # shellcheck disable=SC2086
-    "$python" -m recipes.picto.train --data "$work/little" --out "$work/trial" $train --minutes "${TRIAL:-1.5}" >"$work/trial.log" 2>&1 &
+    "$python" -m recipes.picto.train --data "$work/little" --out "$work/trial" $train --minutes "${TRIAL:-3}" >"$work/trial.log" 2>&1 &
     [ -d "$work/data" ] || build "$work/data"
     wait
     # shellcheck disable=SC2086
