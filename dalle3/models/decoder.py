@@ -125,15 +125,15 @@ class DiffusionDecoder(UNet):
         return self._around(x, low_res, timesteps).scale
 
     def _around(self, x: Tensor, low_res: Tensor, timesteps: Tensor) -> Around:
-        process = self.settings.process
+        process, spread = self.settings.process, self.settings.spread
+        assert spread is not None, "who asks has one"
         if process.rescale_timesteps:
             timesteps = timesteps * (process.diffusion_steps / REFERENCE_STEPS)
         alphas_cumprod = self.alphas_cumprod[timesteps.round().long()].reshape(-1, 1, 1, 1)
         # A picture of zeros stands for none (`withheld`): then all that is known is the range.
         known = low_res.flatten(1).any(dim=1).float()[:, None, None, None]
-        spread = 1 + (self.settings.spread - 1) * known
         rough = stretch(low_res.to(x), x.shape[2], x.shape[3])
-        return around(x, rough, alphas_cumprod=alphas_cumprod, spread=spread)
+        return around(x, rough, alphas_cumprod=alphas_cumprod, spread=1 + (spread - 1) * known)
 
     def conditions(self, codec: ImageTokenizer, codes: Tensor) -> Conditions:
         """What it is told of codes (B, h, w): their embeddings and, where it sees one, the picture they make.
