@@ -48,7 +48,7 @@ from dalle3.train.tasks.denoising import PREVIEWED, DenoisingConfig
 from dalle3.train.tasks.diffusion import DiffusionTask, DiffusionTaskConfig
 from dalle3.train.tasks.upsampler import UpsamplerTask
 from dalle3.train.tasks.vae import VaeTask, VaeTaskConfig
-from dalle3.train.tasks.vqgan import GumbelTaskConfig, VqganTask, VqganTaskConfig
+from dalle3.train.tasks.vqgan import AdversarialConfig, GumbelTaskConfig, VqganTask, VqganTaskConfig
 from dalle3.train.trackers import TrackerConfig, open_trackers
 from dalle3.train.tuning import LoraConfig, TuningConfig
 from diffusion.process import ProcessConfig
@@ -152,6 +152,8 @@ def carry_out(
     described = {**described, **finetune.described(args, task)}
     config = {"task": name, "seed": loop.seed, **described, "loop": to_dict(loop), "run": to_dict(place)}
     parallel = meet(from_args(LaunchConfig, args), loop, optim, device=local_device(loop.device))
+    if loop.flops_profiler:
+        return profile(task, stream, loop, optim, parallel=parallel)
     start = parallel.first(lambda: folder.begin(config, resume=place.resume))
     parallel.first(lambda: _track(folder, args, config, project=project or f"dalle3_train_{name}", start=start))
     try:
@@ -163,8 +165,6 @@ def carry_out(
         note(f"{done}: {outcome.checkpoint} holds the model after {outcome.step} steps")
         if merged := finetune.write_merged(args, task, checkpoint=outcome.checkpoint, run=place.out):
             note(f"{merged} holds it with the DALLE it belongs to")
-    if loop.flops_profiler:
-        return profile(task, stream, loop, optim, parallel=parallel)
     parallel.finish()
     return 0
 
@@ -342,7 +342,7 @@ def _codec(args: argparse.Namespace, start: Checkpoint | None) -> Checkpoint:
 
 
 def _adversarial(
-    model: VQGAN | GumbelVQ, config: VqganTaskConfig, args: argparse.Namespace, place: RunConfig, seed: int
+    model: VQGAN | GumbelVQ, config: AdversarialConfig, args: argparse.Namespace, place: RunConfig, seed: int
 ) -> Made:
     """The task of an image tokenizer with a discriminator of its own, its data and what config.json says of them."""
     if from_args(LaunchConfig, args).zero.divides() == 3:
