@@ -85,9 +85,9 @@ def draw(model: Model, scenes: list[Scene], cond_scale: float, top_p: float, can
 
 def labelled(picture: Image.Image, caption: str) -> Image.Image:
     """A picture above its caption, 128 pixels wide."""
-    tile = Image.new("RGB", (128, 134), "white")
+    tile = Image.new("RGB", (128, 156), "white")
     tile.paste(picture.resize((96, 96)), (16, 4))
-    ImageDraw.Draw(tile).text((64, 117), textwrap.fill(caption, 20), fill="black", anchor="mm", align="center")
+    ImageDraw.Draw(tile).text((64, 128), textwrap.fill(caption, 22), fill="black", anchor="mm", align="center")
     return tile
 
 

@@ -103,10 +103,12 @@ def test_the_tars_hold_picture_caption_and_scene(tmp_path):
 
 
 def test_tars_of_one_sort_hold_nothing_else(tmp_path):
-    training, _ = shards.write(tmp_path, 4, size=32, kinds=("two",), background="white")
+    training, _ = shards.write(tmp_path, 4, size=32, kinds=("two",), sizes=("medium", "large"), background="white")
     with tarfile.open(training) as tar:
-        about = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith("json")]
-    assert {(one["scene"]["kind"], one["scene"]["background"]) for one in about} == {("two", "white")}
+        files = [tar.extractfile(name) for name in tar.getnames() if name.endswith("json")]
+        scenes = [json.load(file)["scene"] for file in files if file is not None]
+    assert {(what["kind"], what["background"]) for what in scenes} == {("two", "white")}
+    assert {thing["size"] for what in scenes for thing in what["objects"]} <= {"medium", "large"}
 
 
 def test_test_scenes_of_withheld_couples_begin_with_one():
