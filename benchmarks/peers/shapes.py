@@ -1,6 +1,6 @@
 """dalle-pytorch 1.6.6 on the same scenes for the same time. Runs in its environment, never in ours.
 
-    PEERS/bin/python recipes/shapes/peer.py VAE_TAR DALLE_TAR PROMPTS OUT --vae_minutes 5 --dalle_minutes 9
+    PEERS/bin/python benchmarks/peers/shapes.py VAE_TAR DALLE_TAR PROMPTS OUT --vae_minutes 5 --dalle_minutes 9
 
 The tars hold the training scenes, PROMPTS a file `one.txt` and others with a prompt in each line. Its own classes learn
 with the losses, the optimizer and the schedules of its train_vae.py and train_dalle.py; what is chosen here are sizes,
