@@ -25,8 +25,8 @@ from torch import Tensor
 # Below these the transforms cost more than the multiplications they save.
 LEAST_CHANNELS = 128
 LEAST_TILES = {(torch.float32, 4): 256, (torch.float32, 2): 256, (torch.bfloat16, 2): 1024}
-# What one strip of tiles may take, so that it stays in the cache between the transforms: 256 channels at 256 pixels took
-# half the time with 2 MB that they took with 8 MB, in bfloat16 on two cores.
+# What one strip of tiles may take, so that it stays in the cache between the transforms: 256 channels at 256 pixels
+# took half the time with 2 MB that they took with 8 MB, in bfloat16 on two cores.
 STRIP_BYTES = 2 << 20
 
 
