@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
 from dalle3.errors import DataError
+from dalle3.log import warn
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -80,6 +82,17 @@ def captions_of(source: Source, index: int) -> tuple[str, ...]:
         BrokenSampleError: as `load`.
     """
     return source.captions(index) if isinstance(source, PictureFiles) else source.load(index).captions
+
+
+def readable(source: Source[T_co], indices: Iterable[int]) -> Iterator[tuple[int, Sample[T_co]]]:
+    """The samples at `indices` with their index; those that cannot be read are named in a warning and left out."""
+    for index in indices:
+        try:
+            sample = source.load(index)
+        except BrokenSampleError as error:
+            warn(f"skipped {error}")
+            continue
+        yield index, sample
 
 
 def caption_lines(text: str) -> tuple[str, ...]:

@@ -9,11 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle3.data.base import BrokenSampleError, Source
+from dalle3.data.base import Source, readable
 from dalle3.data.loader import order
 from dalle3.data.transforms import Crop, CropConfig
 from dalle3.errors import DataError
-from dalle3.log import warn
 from dalle3.runtime import generator
 
 BATCH = 32
@@ -38,21 +37,11 @@ def read_examples(source: Source[Image.Image], side: int, *, number: int | None,
     cut, taken = Crop(side, CropConfig(random_resize_crop_lower_ratio=1.0)), 0
     indices = torch.arange(len(source)) if number is None else order(len(source), seed, 0)[:number].sort().values
     for some in indices.split(BATCH):
-        found = list(_readable(source, some.tolist()))
+        found = [sample for _, sample in readable(source, some.tolist())]
         if not found:
             continue
         taken += len(found)
-        pixels = torch.stack([cut(picture, generator(seed)) for picture, _ in found])
-        yield Examples(pictures=pixels.float() / 255, captions=tuple(caption for _, caption in found))
+        pixels = torch.stack([cut(sample.content, generator(seed)) for sample in found])
+        yield Examples(pictures=pixels.float() / 255, captions=tuple((sample.captions or ("",))[0] for sample in found))
     if not taken:
         raise DataError(f"none of {len(indices)} samples can be read; see the warnings above")
-
-
-def _readable(source: Source[Image.Image], indices: list[int]) -> Iterator[tuple[Image.Image, str]]:
-    for index in indices:
-        try:
-            sample = source.load(index)
-        except BrokenSampleError as error:
-            warn(f"skipped {error}")
-            continue
-        yield sample.content, (sample.captions or ("",))[0]

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dalle3.checkpoint import Checkpoint, describe_codec
-from dalle3.data.base import BrokenSampleError, Source
+from dalle3.data.base import Source, readable
 from dalle3.data.codes import Codec, codec_of_shard, write_shard
 from dalle3.data.loader import no_larger_than_needed
 from dalle3.errors import DataError
-from dalle3.log import warn
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.runtime import generator
 from dalle3.train.task import to_unit
@@ -112,21 +111,12 @@ def _encode_shard(
     """Codes (N, h, w) and captions of the samples that can be read."""
     assert isinstance(codec, nn.Module)
     device = next(codec.parameters()).device
-    samples = _readable(no_larger_than_needed(source, transform), transform, indices, seed)
+    samples = (  # transformed one by one, for a batch of whole photographs would fill the memory
+        (transform(sample.content, generator(seed, "encode", index)), sample.captions)
+        for index, sample in readable(no_larger_than_needed(source, transform), indices)
+    )
     codes, captions = [], []
     while batch := list(islice(samples, BATCH)):
         codes.append(codec.encode(to_unit(torch.stack([picture for picture, _ in batch]), device)).cpu())
         captions += [lines for _, lines in batch]
     return torch.cat(codes) if codes else torch.empty(0, 1, 1), captions
-
-
-def _readable(
-    source: Source[T], transform: Callable[[T, torch.Generator], Tensor], indices: Sequence[int], seed: int
-) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
-    for index in indices:
-        try:
-            sample = source.load(index)
-        except BrokenSampleError as error:
-            warn(f"skipped {error}")
-            continue
-        yield transform(sample.content, generator(seed, "encode", index)), sample.captions
