@@ -21,13 +21,10 @@ from dalle3.files import whole_folder
 from dalle3.models.clip import Clip, ClipConfig
 from dalle3.models.decoder import DecoderConfig, DiffusionDecoder
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
-from dalle3.runtime import fast_bfloat16, generator
-from dalle3.tokenizers.huggingface import train_bpe
+from dalle3.runtime import generator
 from dalle3.train.codebook import set_codebook
-from dalle3.train.loop import LoopConfig, train
+from dalle3.train.loop import LoopConfig
 from dalle3.train.optim import OptimConfig
-from dalle3.train.parallel import SingleDevice
-from dalle3.train.run import RunFolder
 from dalle3.train.seeds import seeded
 from dalle3.train.task import Task, to_unit
 from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
@@ -35,6 +32,7 @@ from dalle3.train.tasks.diffusion import DiffusionTask, DiffusionTaskConfig
 from dalle3.train.tasks.vae import AutoencoderTask, DecoderTask
 from diffusion.process import ProcessConfig
 from diffusion.unet import UNetConfig
+from recipes.shapes.fit import fit, text_tokenizer
 from recipes.shapes.source import Scenes
 
 SIZE, SMALL = 64, 32  # pixels a side that the decoder draws, and that the image tokenizer reads
@@ -94,8 +92,7 @@ def train_codec(run: Path) -> Path:
 
 def train_clip(run: Path, *, seed: int) -> Path:
     """The checkpoint of a CLIP that tells the scenes apart."""
-    source = scenes(SIZE)
-    tokenizer = train_bpe((line for index in range(1000) for line in source.load(index).captions), 256)
+    tokenizer = text_tokenizer(scenes(SIZE))
     config = ClipConfig(
         embed_dim=64,
         image_size=SIZE,
@@ -180,10 +177,7 @@ def _train(
         clip_grad_norm=1.0,
         ema_decay=ema_decay,
     )
-    run = RunFolder(folder)
-    start = run.begin({"task": type(task).__name__}, resume="auto")
-    device = SingleDevice(torch.device("cpu"), dtype=torch.bfloat16 if fast_bfloat16() else torch.float32)
-    return train(task, stream, loop, optim, run=run, start=start, parallel=device).checkpoint
+    return fit(task, stream, folder, loop=loop, optim=optim, resume="auto")
 
 
 if __name__ == "__main__":

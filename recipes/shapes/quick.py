@@ -23,19 +23,17 @@ from dalle3.files import whole_folder
 from dalle3.models.clip import Clip, ClipConfig
 from dalle3.models.dalle import Dalle, DalleConfig
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
-from dalle3.runtime import fast_bfloat16, generator
-from dalle3.tokenizers.huggingface import HuggingFace, train_bpe
+from dalle3.runtime import generator
 from dalle3.train.codebook import set_codebook
 from dalle3.train.encode import encode
-from dalle3.train.loop import LoopConfig, train
+from dalle3.train.loop import LoopConfig
 from dalle3.train.optim import OptimConfig
-from dalle3.train.parallel import SingleDevice
-from dalle3.train.run import RunFolder
 from dalle3.train.seeds import seeded
 from dalle3.train.task import Task, to_unit
 from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
 from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
 from dalle3.train.tasks.vae import AutoencoderTask, DecoderTask
+from recipes.shapes.fit import fit, text_tokenizer
 from recipes.shapes.source import Scenes
 
 SIZE, CODES, FEATURES = 32, 256, 32
@@ -90,7 +88,7 @@ def train_codec(work: Path) -> DiscreteVAE:
 
 def train_dalle(vae: DiscreteVAE, work: Path) -> Path:
     """The checkpoint of a DALLE that learnt the codes of the scenes, once encoded."""
-    tokenizer = text_tokenizer()
+    tokenizer = text_tokenizer(_scenes())
     config = DalleConfig(
         num_text_tokens=tokenizer.vocab_size,
         text_seq_len=TEXT_LENGTH,
@@ -111,7 +109,7 @@ def train_dalle(vae: DiscreteVAE, work: Path) -> Path:
 def train_clip(work: Path) -> Path:
     """The checkpoint of a CLIP that tells the scenes apart."""
     torch.set_num_threads(1)
-    tokenizer = text_tokenizer()
+    tokenizer = text_tokenizer(_scenes())
     config = ClipConfig(
         embed_dim=64,
         image_size=SIZE,
@@ -131,12 +129,6 @@ def train_clip(work: Path) -> Path:
     return _run(task, Stream(_scenes(), CROP, seed=0), work, steps=300, batch_size=64, learning_rate=2e-3)
 
 
-def text_tokenizer() -> HuggingFace:
-    """A tokenizer that knows every word of the captions."""
-    source = _scenes()
-    return train_bpe((line for index in range(1000) for line in source.load(index).captions), 256)
-
-
 def _scenes() -> Scenes:
     return Scenes(NUM_SCENES, size=SIZE, kind="one", background="white", middle=MIDDLE)
 
@@ -148,10 +140,7 @@ def _run(task: Task, stream: Stream, folder: Path, *, steps: int, batch_size: in
     optim = OptimConfig(
         learning_rate=learning_rate, betas=(0.9, 0.95), warmup_steps=20, lr_schedule="cosine", clip_grad_norm=1.0
     )
-    run = RunFolder(folder)
-    start = run.begin({"task": type(task).__name__}, resume="never")
-    device = SingleDevice(torch.device("cpu"), dtype=torch.bfloat16 if fast_bfloat16() else torch.float32)
-    return train(task, stream, loop, optim, run=run, start=start, parallel=device).checkpoint
+    return fit(task, stream, folder, loop=loop, optim=optim, resume="never")
 
 
 if __name__ == "__main__":
