@@ -37,6 +37,7 @@ def _build(args: argparse.Namespace) -> None:
         form=args.fmt,
         jobs=args.jobs,
         only=_names(args.only),
+        splits=_names(args.splits),
         exclude=_names(args.exclude),
         limit=args.limit,
         all_captions=args.txt == "all",
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fmt", choices=("png", "webp", "webp92"), default="png", help="webp is lossless, webp92 is not")
     add("--jobs", type=int, default=2, help="processes (default: 2)")
     add("--only", default="", metavar="KIND,...", help="kinds of scenes: single, bg, hue, glyph, badge, pair, ...")
+    add("--splits", default="", metavar="SPLIT,...", help="splits to write, such as val,heldout_pair (default: all)")
     add("--exclude", default="", metavar="STYLE,...", help="styles to leave out, such as game-icon,clip")
     add("--limit", type=int, default=0, help="try only so many scenes, the first of the shuffled plan")
     add("--txt", choices=("first", "all"), default="first", help="key.txt holds the canonical caption or all of them")

@@ -22,18 +22,20 @@ from recipes.picto.render import Drawings, RenderError
 from recipes.picto.samples import FORMATS, Sample, Shards, Tally, encode
 from recipes.picto.scenes import Material, draw
 from recipes.picto.sources import BY_STYLE, CLIP_ART
+from recipes.picto.splits import SPLITS
 
 _REPORT_EVERY = 4000  # samples
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to make of the material. `limit` keeps the first scenes of the shuffled plan; 0 keeps all."""
+    """What to make of the material. `limit` keeps the first scenes of the shuffled plan; 0, or no names, keep all."""
 
     size: int = 256
     form: str = "png"
     jobs: int = 1
     only: Collection[str] = ()
+    splits: Collection[str] = ()
     exclude: Collection[str] = ()
     limit: int = 0
     all_captions: bool = False
@@ -42,6 +44,7 @@ class Options:
     def check(self) -> None:
         """Raises ConfigError for a value that cannot be."""
         _check_names("--only", self.only, KINDS)
+        _check_names("--splits", self.splits, SPLITS)
         _check_names("--exclude", self.exclude, BY_STYLE)
         _check_names("--fmt", [self.form], FORMATS)
         for flag, value, least in (("--size", self.size, 1), ("--jobs", self.jobs, 1), ("--limit", self.limit, 0)):
@@ -104,7 +107,7 @@ def make(material: Material, out: Path, options: Options, *, archives: dict[str,
 def _plan(material: Material, options: Options) -> list[Planned]:
     kinds = options.only or KINDS
     scenes = plan(material.assets, material.clips, kinds=kinds, amounts=options.amounts, without=options.exclude)
-    return scenes[: options.limit or None]
+    return [planned for planned in scenes[: options.limit or None] if planned.split in (options.splits or SPLITS)]
 
 
 def _take(planned: Planned, made: Sample | str | None, tally: Tally, shards: Shards) -> None:

@@ -12,6 +12,8 @@ from recipes.picto.vocabulary import THINGS
 
 TRAIN, VAL = "train", "val"
 STYLE, PAIR, COLOR, COUNT = "heldout_style", "heldout_pair", "heldout_color", "heldout_count"
+HELD_OUT = (STYLE, COLOR, PAIR, COUNT)
+SPLITS = (TRAIN, VAL, *HELD_OUT)
 
 _ONE_WITHHELD = ("fluent-3d", "fluent-flat", "noto", "twemoji", "emojione")
 _FAMILY = ("fluent-3d", "fluent-color", "fluent-flat", "fluent-hc")  # one drawing four times

@@ -18,8 +18,7 @@ from dalle3.errors import Dalle3Error, DataError
 from dalle3.files import whole_folder
 from dalle3.log import note
 from recipes.picto.samples import add_file
-
-VAL, HELD_OUT = "val", ("heldout_style", "heldout_color", "heldout_pair", "heldout_count")
+from recipes.picto.splits import HELD_OUT, VAL
 
 Member = tuple[str, bytes]
 

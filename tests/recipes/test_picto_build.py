@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,12 @@ def test_the_same_options_give_the_same_bytes_whatever_the_number_of_processes(m
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_splits_built_alone_have_the_bytes_they_have_in_the_whole(material, built, tmp_path):
+    make(material, tmp_path / "some", replace(QUICK, splits=("train",)), archives=ARCHIVES)
+    assert [path.name for path in (tmp_path / "some").glob("*.tar")] == ["train-00000.tar"]
+    assert (tmp_path / "some/train-00000.tar").read_bytes() == (built / "train-00000.tar").read_bytes()
+
+
 def test_every_sample_is_a_picture_its_caption_and_attributes(built):
     found = files(built)
     for name, data in found.items():
@@ -186,6 +193,7 @@ def test_the_door_opens_without_numpy_pillow_and_resvg():
     ("options", "message"),
     [
         (Options(only=("singel",)), "--only: there is no singel; expected some of single, "),
+        (Options(splits=("test",)), "--splits: there is no test; expected some of train, val, "),
         (Options(exclude=("emoji",)), "--exclude: there is no emoji; expected some of "),
         (Options(size=0), "--size is 0; expected 1 or more"),
     ],
