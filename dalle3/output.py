@@ -45,18 +45,25 @@ class Picture:
         Raises:
             OutputError: the place cannot be written, or its ending names no image format.
         """
-        path = Path(path)
-        formats = Image.registered_extensions()
-        if (kind := formats.get(path.suffix.lower())) is None:
-            raise OutputError(f"{path} does not end in an image format; end it in .png, .jpg or .webp")
-        text = {"pnginfo": png_text(self.recipe)} if kind == "PNG" and metadata else {}
-        with whole_file(path) as partial:
-            self.image.save(partial, format=kind, **text)
+        save_image(self.image, Path(path), recipe=self.recipe if metadata else None)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.image.save(buffer, format="PNG")
         return buffer.getvalue()
+
+
+def save_image(image: Image.Image, path: Path, *, recipe: dict[str, Any] | None = None) -> None:
+    """Writes a picture, whole or not at all, in the format its name ends in; PNG files also hold the recipe.
+
+    Raises:
+        OutputError: the place cannot be written, or its ending names no image format.
+    """
+    if (kind := Image.registered_extensions().get(path.suffix.lower())) is None:
+        raise OutputError(f"{path} does not end in an image format; end it in .png, .jpg or .webp")
+    text = {"pnginfo": png_text(recipe)} if kind == "PNG" and recipe is not None else {}
+    with whole_file(path) as partial:
+        image.save(partial, format=kind, **text)
 
 
 def png_text(recipe: dict[str, Any]) -> PngInfo:

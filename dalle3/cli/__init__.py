@@ -18,6 +18,7 @@ import dalle3
 COMMANDS = {
     "generate": "draw pictures and codes from a prompt",
     "decode": "turn codes into full-quality pictures",
+    "sheet": "put all pictures of a folder of outputs on one contact sheet",
     "inspect": "say what a checkpoint file is, without executing anything in it",
     "convert": "write any checkpoint as a dalle3 folder",
     "pack": "put the parts of a model into one folder, small enough to ship",
