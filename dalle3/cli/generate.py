@@ -23,12 +23,12 @@ from dalle3.config import from_args, from_dict, option
 from dalle3.decode import PictureDecoder
 from dalle3.decode_request import DecodeRequest, DecodeSettings
 from dalle3.errors import ConfigError, Dalle3Error, DataError
-from dalle3.log import note
+from dalle3.log import note, note_own
 from dalle3.output import Gallery
-from dalle3.pipeline import Drawing, Progress, Request, Stopped
+from dalle3.pipeline import Drawing, Model, Progress, Request, Stopped
 from dalle3.refine import check, refine
 
-EXAMPLE = "a large red circle"
+EXAMPLE = "a large red circle"  # of a model that brings none
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}{postfix}]"
 
 
@@ -41,7 +41,8 @@ class Outputs:
     metadata: bool = option(True, help="write the recipe of each picture into its PNG and into manifest.jsonl")
     prompts_file: Path | None = option(
         None,
-        help='draw what this file says: JSONL, each line like {"text": "a red circle", "seed": 7, "num_images": 2}',
+        help='draw what each line of this file says: a prompt, or flags like {"text": "a red circle", "seed": 7}; lines '
+        "that begin with # are passed over",
     )
 
 
@@ -66,16 +67,26 @@ def run(args: argparse.Namespace) -> int:
     gallery = Gallery(outputs.outputs_dir, codes=outputs.output_npy, metadata=outputs.metadata)
     parts, settings = from_args(Parts, args), from_args(DecodeSettings, args)
     model = assemble(parts)
+    if not hasattr(args, "text") and outputs.prompts_file is None:
+        requests = [example(model, request) for request in requests]
     drawings = [Drawing(model, request) for request in requests]  # all are checked before the first is drawn
     decoder = _second_stage(args, parts, drawings)
-    if not hasattr(args, "text") and outputs.prompts_file is None:
-        note(f"no --text was given; drawing an example: --text {EXAMPLE!r}")
+    note_own("model", {name: value for drawing in drawings for name, value in drawing.own.items()})
+    if decoder is not None:
+        note_own("decoder", decoder.own(settings))
     with stop_on_interrupt() as interrupt:
         for drawing in drawings:
             _draw(drawing, gallery, interrupt, decoder, settings)
             if interrupt.pressed:
                 raise KeyboardInterrupt
     return 0
+
+
+def example(model: Model, request: Request) -> Request:
+    """`request` for the prompt that the model brings as an example; says so."""
+    text = model.recommended.example or request.text
+    note(f"no --text was given; drawing an example: --text {text!r}")
+    return dataclasses.replace(request, text=text)
 
 
 def read_requests(args: argparse.Namespace, prompts_file: Path | None) -> list[Request]:
@@ -98,7 +109,7 @@ def read_requests(args: argparse.Namespace, prompts_file: Path | None) -> list[R
 
 
 def _read_lines(path: Path, flags: dict[str, Any]) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, each tried as a request, so that a bad line stops the run before it starts."""
+    """What the lines of a file ask for, each tried as a request, so that a bad one stops the run before it starts."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -106,20 +117,24 @@ def _read_lines(path: Path, flags: dict[str, Any]) -> list[dict[str, Any]]:
         raise DataError(f"--prompts_file {path} cannot be read: {reason}") from None
     objects = []
     for number, line in enumerate(lines, start=1):
-        if line.strip():
+        if line.strip() and not line.startswith("#"):
             try:
                 objects.append(_parse_line(line))
                 from_dict(Request, {**flags, **objects[-1]})
             except (Dalle3Error, json.JSONDecodeError) as error:
                 raise DataError(f"{path}, line {number}: {error}") from None
     if not objects:
-        raise DataError(f'{path} holds no prompts; write one JSON object a line, like {{"text": "a red circle"}}')
+        raise DataError(
+            f'{path} holds no prompts; write one on each line, or an object like {{"text": "a red circle"}}'
+        )
     return objects
 
 
 def _parse_line(line: str) -> dict[str, Any]:
+    if not line.lstrip().startswith("{"):
+        return {"text": line.strip()}
     found = json.loads(line)
-    if not isinstance(found, dict) or "text" not in found:
+    if "text" not in found:
         raise DataError(f'{line[:60]} is not an object with a "text", like {{"text": "a red circle"}}')
     return found
 
@@ -155,7 +170,7 @@ def _draw(
     settings: DecodeSettings,
 ) -> None:
     total, paths = len(drawing.request.indices), []
-    note(f"{drawing.prompt!r}: {total} images, --seed {drawing.request.seed}")
+    note(f"{drawing.prompt!r}: {total} images, --seed {drawing.seed}")
     live = sys.stderr.isatty()  # a log gets a line for each batch, and at most one a second
     with tqdm(total=total, bar_format=BAR, dynamic_ncols=True, mininterval=0.1 if live else 1) as bar:
 

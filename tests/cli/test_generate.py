@@ -192,6 +192,13 @@ def test_a_prompts_file_overrides_flags_line_by_line():
     ]
 
 
+def test_a_prompts_file_may_be_plain_lines_with_remarks():
+    Path("prompts.txt").write_text("# circles\na red circle\n\n# stars\na blue star\n")
+    assert generate("--prompts_file prompts.txt --num_images 1 --seed 3") == 0
+    manifest = [json.loads(line) for line in Path("outputs/manifest.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in manifest] == ["a red circle", "a blue star"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -199,7 +206,7 @@ def test_a_prompts_file_overrides_flags_line_by_line():
         ('{"text": "a", "colour": 1}', "prompts.jsonl, line 1: Request has no field colour"),
         ('{"text": "a", "top_p": 2}', "prompts.jsonl, line 1: top_p is 2"),
         ('{"seed": 1}', 'line 1: {"seed": 1} is not an object with a "text"'),
-        ("a red circle", "prompts.jsonl, line 1: "),
+        ('{"text": "a"', "prompts.jsonl, line 1: "),
         ("", "prompts.jsonl holds no prompts"),
         ("\x00\xff", "prompts.jsonl"),
     ],
