@@ -25,7 +25,7 @@ from dalle3.decode_request import DecodeRequest, DecodeSettings
 from dalle3.errors import ConfigError, Dalle3Error, DataError
 from dalle3.log import note, note_own
 from dalle3.output import Gallery
-from dalle3.pipeline import Drawing, Model, Progress, Request, Stopped
+from dalle3.pipeline import Drawing, Progress, Request, Stopped
 from dalle3.refine import check, refine
 
 EXAMPLE = "a large red circle"  # of a model that brings none
@@ -41,8 +41,8 @@ class Outputs:
     metadata: bool = option(True, help="write the recipe of each picture into its PNG and into manifest.jsonl")
     prompts_file: Path | None = option(
         None,
-        help='draw what each line of this file says: a prompt, or flags like {"text": "a red circle", "seed": 7}; lines '
-        "that begin with # are passed over",
+        help='draw what each line of this file says: a prompt, or flags like {"text": "a red circle", "seed": 7}; '
+        "lines that begin with # are passed over",
     )
 
 
@@ -67,10 +67,13 @@ def run(args: argparse.Namespace) -> int:
     gallery = Gallery(outputs.outputs_dir, codes=outputs.output_npy, metadata=outputs.metadata)
     parts, settings = from_args(Parts, args), from_args(DecodeSettings, args)
     model = assemble(parts)
-    if not hasattr(args, "text") and outputs.prompts_file is None:
-        requests = [example(model, request) for request in requests]
+    if unprompted := not hasattr(args, "text") and outputs.prompts_file is None:
+        example = model.recommended.example or EXAMPLE
+        requests = [dataclasses.replace(request, text=example) for request in requests]
     drawings = [Drawing(model, request) for request in requests]  # all are checked before the first is drawn
     decoder = _second_stage(args, parts, drawings)
+    if unprompted:
+        note(f"no --text was given; drawing an example: --text {requests[0].text!r}")
     note_own("model", {name: value for drawing in drawings for name, value in drawing.own.items()})
     if decoder is not None:
         note_own("decoder", decoder.own(settings))
@@ -80,13 +83,6 @@ def run(args: argparse.Namespace) -> int:
             if interrupt.pressed:
                 raise KeyboardInterrupt
     return 0
-
-
-def example(model: Model, request: Request) -> Request:
-    """`request` for the prompt that the model brings as an example; says so."""
-    text = model.recommended.example or request.text
-    note(f"no --text was given; drawing an example: --text {text!r}")
-    return dataclasses.replace(request, text=text)
 
 
 def read_requests(args: argparse.Namespace, prompts_file: Path | None) -> list[Request]:
