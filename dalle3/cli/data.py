@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dalle3.cli.train import WordsConfig, read_or_train_words
+from dalle3.cli.tasks import WordsConfig, read_or_train_words
 from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, option, to_dict
 from dalle3.data.check import LONG_SIDE, Together, examine, report

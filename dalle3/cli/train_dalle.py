@@ -15,7 +15,8 @@ import torch
 from dalle3.assemble import downloaded_codec
 from dalle3.checkpoint import Checkpoint, build, describe_codec
 from dalle3.cli import finetune
-from dalle3.cli.train import Made, RunConfig, WordsConfig, carry_out, finish_dalle, open_for_dalle, read_or_train_words
+from dalle3.cli.tasks import Made, RunConfig, WordsConfig, finish_dalle, open_for_dalle, read_or_train_words
+from dalle3.cli.train import carry_out
 from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, option
 from dalle3.convert.roles import CODEC, read_as
