@@ -35,6 +35,7 @@ from dalle3.evaluate.report import Row
 from dalle3.files import whole_file
 from dalle3.models.decoder import enlarged
 from dalle3.pipeline import Model, Result
+from dalle3.sampling import Recommended, SamplingChoice
 from dalle3.train.tasks.diffusion import shrink
 
 PROMPTS_AT_ONCE = 8  # whose drawings are kept together
@@ -45,20 +46,34 @@ SEEDS = 1_000_000  # apart are the seeds of two evaluations
 class DrawSettings:
     """What is drawn of each caption, and how it is judged."""
 
-    cond_scales: tuple[float, ...] = option((1.0,), help="guidance scales, each of which is measured")
+    cond_scales: tuple[float, ...] = option(
+        (), help="guidance scales, each of which is measured (default: the model's own, mostly 1)"
+    )
     best_of: tuple[int, ...] = option((1,), help="of so many pictures CLIP takes the best; each number is measured")
-    top_p: float = option(0.9, help="draw from the likeliest codes that reach this probability")
-    temperature: float = option(1.0, help="above 1 bolder, below 1 safer")
+    top_p: float | None = option(
+        None, help="draw from the likeliest codes that reach this probability (default: the model's own, mostly 0.9)"
+    )
+    top_k: float | None = option(None, help="as top_k of generate.py (default: the model's own, mostly none)")
+    temperature: float | None = option(None, help="above 1 bolder, below 1 safer (default: the model's own, mostly 1)")
     among: int = option(100, help="captions of the data set among which a picture is to find its own")
     batch_size: int = option(16, help="pictures drawn at once")
 
     def __post_init__(self) -> None:
         """Raises ConfigError for numbers that cannot be."""
-        if not self.cond_scales or not self.best_of or min(self.best_of) < 1 or self.among < 2:
+        if not self.best_of or min(self.best_of) < 1 or self.among < 2:
             raise ConfigError(
-                f"cond_scales is {self.cond_scales}, best_of {self.best_of} and among {self.among}; the first two "
-                "must hold numbers, those of best_of from 1 on, and among must be at least 2"
+                f"best_of is {self.best_of} and among {self.among}; the first must hold numbers from 1 on, and the "
+                "second must be at least 2"
             )
+
+    def settled(self, own: Recommended) -> DrawSettings:
+        """These settings with what they leave open as the model's `own`."""
+        asked = SamplingChoice(top_p=self.top_p, top_k=self.top_k, temperature=self.temperature)
+        found = asked.settled(own)
+        scales = self.cond_scales or (found.cond_scale,)
+        return dataclasses.replace(
+            self, cond_scales=scales, top_p=found.top_p, top_k=found.top_k, temperature=found.temperature
+        )
 
 
 class Kept:
@@ -176,7 +191,7 @@ class TextToImage:
 
     Attributes:
         model: the first stage.
-        settings: what is drawn.
+        settings: what is drawn, settled.
         seed: picture k of prompt i is a function of seed, i and k.
         kept: where drawings are kept.
         redraw: the second stage, where it is to be measured too.
@@ -237,7 +252,13 @@ class TextToImage:
                 "clip": self.clip_hash,
                 "captions": list(some),
                 "seed": [self.seed, first],
-                "drawn": [max(self.settings.best_of), cond_scale, self.settings.top_p, self.settings.temperature],
+                "drawn": [
+                    max(self.settings.best_of),
+                    cond_scale,
+                    self.settings.top_p,
+                    self.settings.top_k,
+                    self.settings.temperature,
+                ],
             }
             parts.append(self.kept.get(key, lambda some=some, first=first: self._draw(some, first, cond_scale)))
         return torch.cat([part["codes"] for part in parts]), torch.cat([part["features"] for part in parts])
@@ -249,6 +270,7 @@ class TextToImage:
                 caption,
                 max(self.settings.best_of),
                 top_p=self.settings.top_p,
+                top_k=self.settings.top_k,
                 temperature=self.settings.temperature,
                 cond_scale=cond_scale,
                 seed=self.seed * SEEDS + number,

@@ -3,7 +3,8 @@
     my-dalle/ config.json  model.safetensors  [tokenizer file]  [codec/  clip/  decoder/: folders of the same layout]
 
 config.json: {"format": 1, "kind": "dalle", "config": {...}, "step": 120000, "codec": {"kind", "vocab", "grid",
-"sha256"}, "tokenizer": {...}, "source": {"format", "file", "sha256"}, "made_by": {"dalle3", "torch"}}
+"sha256"}, "tokenizer": {...}, "recommended": {"cond_scale": 3.0}, "source": {"format", "file", "sha256"},
+"made_by": {"dalle3", "torch"}}
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import importlib
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import dalle3
 from dalle3.config import from_dict, to_dict
 from dalle3.errors import CheckpointError, ConfigError, OutputError
 from dalle3.files import whole_folder
+from dalle3.sampling import Recommended
 from dalle3.tokenizers.base import Tokenizer
 from diffusion.errors import DiffusionError
 
@@ -76,6 +78,7 @@ class Checkpoint:
     )
     tokenizer: dict[str, Any] | None = None  # as `tokenizers.load.describe`
     training: dict[str, Any] | None = None  # step, epoch, and Adam's "moments" by parameter
+    recommended: Recommended = field(default_factory=Recommended)  # of a DALLE: how it draws best
 
     @property
     def num_parameters(self) -> int:
@@ -139,6 +142,7 @@ def read_folder(folder: Path) -> Checkpoint:
     try:
         config = from_dict(config_class(data["kind"]), data["config"])
         source = from_dict(Source, data["source"]) if data.get("source") else None
+        recommended = from_dict(Recommended, data.get("recommended", {}))
     except (ConfigError, DiffusionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
     return Checkpoint(
@@ -150,6 +154,7 @@ def read_folder(folder: Path) -> Checkpoint:
         codec_info=data.get("codec"),
         tokenizer=data.get("tokenizer"),
         training={key: data[key] for key in ("step", "epoch", "seed") if key in data} or None,
+        recommended=recommended,
     )
 
 
@@ -295,6 +300,7 @@ def _manifest(checkpoint: Checkpoint, tokenizer: dict[str, Any] | None) -> dict[
         **{key: training.get(key) for key in ("step", "epoch", "seed")},
         "codec": codec_info,
         "tokenizer": tokenizer,
+        "recommended": checkpoint.recommended.stated or None,
         "source": to_dict(checkpoint.source) if checkpoint.source else None,
     }
     return {

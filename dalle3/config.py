@@ -38,6 +38,8 @@ def from_dict(cls: type[T], data: dict[str, Any]) -> T:
     Raises:
         ConfigError: a key is unknown, a key is missing, or a value has the wrong type.
     """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{cls.__name__} is {data!r}; it must be an object")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(data.keys() - fields.keys()):
         raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(fields)}")

@@ -30,7 +30,7 @@ from dalle3.output import Picture
 from dalle3.pipeline import Progress, Result, Stopped, Tick
 from dalle3.rerank import Scorer, Tokenize
 from dalle3.runtime import keep_freed_memory
-from dalle3.stages import FULL, DecodeStage, Stage, UpsampleStage, chain, too_little
+from dalle3.stages import FULL, DecodeStage, Stage, UpsampleStage, too_little
 from dalle3.steering import Guide, Steering, read_targets, unguided
 from diffusion.process import Process
 
@@ -90,6 +90,12 @@ class PictureDecoder:
     def hashes(self) -> dict[str, str]:
         """The SHA-256 of each part's weights."""
         return {name: fingerprint(checkpoint.state) for name, checkpoint in self.checkpoints.items()}
+
+    def own(self, settings: DecodeSettings) -> dict[str, float]:
+        """The guidance that is the decoder's own, by name: `settings` leave it open, and there is one."""
+        if self.unet is None or settings.guidance_scale is not None or self.unet.settings.guidance_scale == 1:
+            return {}
+        return {"guidance_scale": self.unet.settings.guidance_scale}
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -259,34 +265,29 @@ class Decoding:
         unet, codec, request = self.decoder.unet, self.decoder.codec, self.request
         assert unet is not None
         assert codec is not None
-        if request.guidance_scale != 1 and not unet.config.null_embedding:
-            raise ConfigError(
-                f"guidance_scale is {request.guidance_scale}, and this decoder was trained without a null embedding: "
-                "nothing tells it what no codes are; leave it at 1, or steer with clip_guidance"
-            )
-        process, sampler = self._chain(unet)
+        how = request.over(unet.settings)
         return DecodeStage(
             name="decode",
             network=unet,
             codec=codec,
-            process=process,
-            sampler=sampler,
-            guide=self._guide(sampler),
+            process=Process(how.process, how.respacing),
+            sampler=how.sampler,
+            guide=self._guide(how.sampler),
             label=self._label(unet),
             stop_at=request.stop_at,
-            guidance_scale=request.guidance_scale,
+            guidance_scale=how.guidance_scale,
         )
 
     def _upsample_stage(self) -> UpsampleStage:
         network, request, alone = self.decoder.upsampler, self.request, self.decoder.unet is None
         assert network is not None
-        process, sampler = self._chain(network)
+        how = dataclasses.replace(request, guidance_scale=None).over(network.settings)  # it is told no codes
         return UpsampleStage(
             name="upsample",
             network=network,
-            process=process,
-            sampler=sampler,
-            guide=self._guide(sampler) if alone else unguided,
+            process=Process(how.process, how.respacing),
+            sampler=how.sampler,
+            guide=self._guide(how.sampler) if alone else unguided,
             label=self._label(network),
             stop_at=request.stop_at if alone else FULL,
             tile=max(2 * network.stride, request.tile // network.stride * network.stride),
@@ -305,12 +306,6 @@ class Decoding:
                 f"this {name} is conditioned on {classes} classes, and {found}; say which, from 0: --label"
             )
         return label
-
-    def _chain(self, network: DiffusionDecoder | Upsampler) -> tuple[Process, SamplerName]:
-        request = self.request
-        return chain(
-            network.settings, steps=request.steps, respacing=request.timestep_respacing, sampler=request.sampler
-        )
 
     def _guide(self, sampler: SamplerName) -> Guide:
         request = self.request
@@ -354,6 +349,8 @@ class Decoding:
         left_out = ("max_memory", "steps", "tile")
         defaults = DecodeRequest()
         settings = {k: v for k, v in asked.items() if k not in left_out and v != getattr(defaults, k)}
+        if isinstance(first, DecodeStage):
+            settings["guidance_scale"] = first.guidance_scale
         network = self.decoder.networks[0]
         return {
             "prompt": request.text,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dalle3.config import option
 from dalle3.errors import ConfigError
-from dalle3.models.decoder import SamplerName
-from dalle3.stages import FULL
+from dalle3.models.decoder import DecoderConfig, SamplerName
+from dalle3.stages import FULL, respaced
 from dalle3.steering import split_prompts
 
 
@@ -23,8 +24,10 @@ class DecodeSettings:
     timestep_respacing: str | None = option(
         None, help='which steps, in place of --steps: "25" evenly, "10,10,5", "ddim25", "angle25"'
     )
-    guidance_scale: float = option(
-        1.0, help="above 1 the codes pull harder; for decoders trained with a null embedding"
+    guidance_scale: float | None = option(
+        None,
+        help="above 1 the codes pull harder; for decoders trained with a null embedding (default: as the decoder says, "
+        "mostly 1)",
     )
     clip_guidance: bool = option(False, help="let a CLIP steer towards --text and --image_prompts")
     clip_guidance_scale: float = option(1000.0, help="how hard CLIP steers")
@@ -51,13 +54,34 @@ class DecodeSettings:
         """Raises ConfigError where a value cannot be."""
         _at_least(self, 1, "steps", "cutn", "stop_at", "upsample", "tile")
         for name in ("guidance_scale", "clip_guidance_scale", "tv_scale", "range_scale"):
-            if not math.isfinite(value := getattr(self, name)) or value < 0:
+            if (value := getattr(self, name)) is not None and (not math.isfinite(value) or value < 0):
                 raise ConfigError(f"{name} is {value}; it must be a number from 0 on")
         for name in ("guidance_limit", "max_memory"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; it must be above 0")
         if self.steps is not None and self.timestep_respacing is not None:
             raise ConfigError("steps and timestep_respacing both say which steps are taken; leave one out")
+
+    def settled(self, own: DecoderConfig) -> DecodeSettings:
+        """These settings with what they leave open, of a decoder alone, as it says."""
+        how = self.over(own)
+        respacing = how.respacing if self.steps is None else None
+        return dataclasses.replace(
+            self, sampler=how.sampler, guidance_scale=how.guidance_scale, timestep_respacing=respacing
+        )
+
+    def over(self, own: DecoderConfig) -> DecoderConfig:
+        """`own`, how a network says it is sampled from, with what these settings ask for in its place.
+
+        Raises:
+            ConfigError: more steps are asked for than there are, or a guidance that the network was not trained for.
+        """
+        asked: dict[str, Any] = {"sampler": self.sampler, "guidance_scale": self.guidance_scale}
+        asked["respacing"] = self.timestep_respacing
+        if self.steps is not None:
+            full = own.process.diffusion_steps
+            asked["respacing"] = respaced(self.steps, sampler=self.sampler or own.sampler, full=full)
+        return dataclasses.replace(own, **{name: value for name, value in asked.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,23 +23,25 @@ from torch import Tensor
 
 import dalle3
 from dalle3.checkpoint import Checkpoint, fingerprint
-from dalle3.config import option
+from dalle3.config import option, to_dict
 from dalle3.decoding import Decoder, Prefix
 from dalle3.errors import ConfigError, ImageError, PromptError
 from dalle3.models.dalle import Dalle
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.output import Picture
 from dalle3.rerank import Ranker, Scorer, Tokenize
-from dalle3.sampling import Sampling
+from dalle3.sampling import Recommended, SamplingChoice
 from dalle3.tokenizers.base import Tokenizer, tokenize
 
-DEFAULT_TOP_P = 0.9  # where neither top_p nor top_k is given, as in the DALL-3 fork
 PRIME_FRACTION = 0.4375  # of the codes come from `image`, as in dalle-pytorch: 14 of the 32 rows of OpenAI's DALL-E
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(Sampling):
-    """What to draw and how. Its fields are the flags of `generate.py` and the keys of a line of `--prompts_file`."""
+class Request(SamplingChoice):
+    """What to draw and how. Its fields are the flags of `generate.py` and the keys of a line of `--prompts_file`.
+
+    What it leaves open of how codes are drawn is as the model recommends.
+    """
 
     text: str = option(help="what the picture should show")
     num_images: int = option(12, help="pictures to draw")
@@ -76,12 +78,6 @@ class Request(Sampling):
     def ranked(self) -> bool:
         """Whether CLIP orders the pictures."""
         return self.clip_sort or self.keep is not None
-
-    def settled(self) -> Request:
-        """This request with its open choices made: a seed, and top_p where neither filter is given."""
-        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
-        top_p = DEFAULT_TOP_P if self.top_p is None and self.top_k is None else self.top_p
-        return dataclasses.replace(self, seed=seed, top_p=top_p)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +127,8 @@ class Model:
         *,
         top_p: float | None = None,
         top_k: float | None = None,
-        temperature: float = 1.0,
-        cond_scale: float = 1.0,
+        temperature: float | None = None,
+        cond_scale: float | None = None,
         seed: int | None = None,
         index: int | None = None,
         clip_sort: bool = False,
@@ -144,12 +140,14 @@ class Model:
     ) -> list[Picture]:
         """`n` pictures of `prompt`, best first where CLIP ranks them (`clip_sort` or `keep`).
 
+        How codes are drawn is as the model recommends (`recommended`) wherever it is None.
+
         Args:
             n: pictures to draw; of them `keep` are returned.
-            top_p: draw from the likeliest codes that reach this probability, in (0, 1]; 0.9 without `top_k`.
+            top_p: draw from the likeliest codes that reach this probability, in (0, 1]; mostly 0.9 without `top_k`.
             top_k: below 1 the fraction of the codes left out, from 1 on the number kept.
-            temperature: above 1 bolder, below 1 safer.
-            cond_scale: guidance; above 1 the prompt pulls harder.
+            temperature: above 1 bolder, below 1 safer; mostly 1.
+            cond_scale: guidance; above 1 the prompt pulls harder; mostly 1.
             seed: picture i is a function of seed and i alone; None is random, and each picture tells its own.
             index: draw only the seed's picture of this number.
             batch_size: pictures drawn at once; it bounds memory and never changes a picture.
@@ -190,6 +188,11 @@ class Model:
         """
         return self.open_clip()
 
+    @property
+    def recommended(self) -> Recommended:
+        """How the DALLE draws best, as its folder says."""
+        return self.checkpoints["dalle"].recommended
+
     @cached_property
     def decoder(self) -> Decoder:
         """The DALLE laid out for drawing."""
@@ -219,19 +222,25 @@ class Drawing:
 
     def __init__(self, model: Model, request: Request) -> None:
         """Raises Dalle3Error where something in the request cannot be."""
-        self.model, self.request = model, request.settled()
-        assert self.request.seed is not None, "settled"
-        self.seed = self.request.seed
+        self.model, self.request = model, request
+        self.seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+        self.sampling = request.settled(model.recommended)
         self.prompt, self.text = request.text, read_caption(model, request)
         self.prime = None if request.image is None else encode_prime(model, request)
         self.clip = model.clip if request.ranked else None
 
+    @property
+    def own(self) -> dict[str, float]:
+        """The settings that are the model's own, by name: the request leaves them open."""
+        asked, own = self.request.said, self.request.over(self.model.recommended).said
+        return {name: value for name, value in own.items() if name not in asked}
+
     def events(self, *, tick: Tick = lambda done: None) -> Iterator[Progress | Result]:
         """As `run`."""
         if self.request.gentxt:
-            self.text = self.model.decoder.complete(self.text, self.request, seed=self.seed)
+            self.text = self.model.decoder.complete(self.text, self.sampling, seed=self.seed)
             self.prompt = self.model.tokenizer.decode(self.text.tolist())
-        prefix = self.model.decoder.read(self.text, cond_scale=self.request.cond_scale, prime=self.prime)
+        prefix = self.model.decoder.read(self.text, cond_scale=self.sampling.cond_scale, prime=self.prime)
         ranker = Ranker[Picture](*self.clip, self.prompt, keep=self.request.keep) if self.clip else None
         with contextlib.suppress(Stopped):
             yield from self._batches(prefix, ranker, tick)
@@ -255,7 +264,7 @@ class Drawing:
     def _draw(self, prefix: Prefix, indices: Sequence[int], *, done: int, tick: Tick) -> Tensor:
         return self.model.decoder.draw(
             prefix,
-            self.request,
+            self.sampling,
             seed=self.seed,
             indices=indices,
             on_token=lambda drawn, codes: tick(done + len(indices) * drawn / codes),
@@ -283,9 +292,8 @@ class Drawing:
     @property
     def recipe(self) -> dict[str, Any]:
         """What all pictures of the request share: with the index, everything needed to draw one again."""
-        request = self.request
-        used = ("top_p", "top_k", "temperature", "cond_scale", "truncate_captions")
-        settings = {name: getattr(request, name) for name in used}
+        request, sampling = self.request, self.sampling
+        settings: dict[str, Any] = {**to_dict(sampling), "truncate_captions": request.truncate_captions}
         if self.prime is not None:
             name = request.image.name if isinstance(request.image, Path) else "a picture in memory"
             settings |= {"image": name, "num_init_img_tokens": len(self.prime)}

@@ -5,6 +5,7 @@ Shapes: R rows (images), C image codes.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +18,34 @@ from dalle3.config import option
 from dalle3.errors import ConfigError
 from dalle3.runtime import generator
 
+FILTERS = ("top_p", "top_k")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next code is chosen."""
+class SamplingChoice:
+    """How the next code is chosen, as far as it is said; None leaves it open."""
 
-    top_p: float | None = option(None, help="keep the likeliest codes that together reach this probability, in (0, 1]")
+    top_p: float | None = option(
+        None,
+        help="keep the likeliest codes that together reach this probability, in (0, 1] (default: as the model says, "
+        "mostly 0.9; without it where --top_k is given)",
+    )
     top_k: float | None = option(
         None, help="in (0, 1): drop this fraction of all tokens; 1 or more: keep so many codes"
     )
-    temperature: float = option(1.0, help="above 0; below 1 sharpens, above 1 flattens; 0 takes the likeliest code")
-    cond_scale: float = option(1.0, help="guidance: how far to go from the empty caption's logits past the caption's")
+    temperature: float | None = option(
+        None,
+        help="above 0; below 1 sharpens, above 1 flattens; 0 takes the likeliest code (default: as the model says, "
+        "mostly 1)",
+    )
+    cond_scale: float | None = option(
+        None,
+        help="guidance: how far to go from the empty caption's logits past the caption's (default: as the model says, "
+        "mostly 1)",
+    )
 
     def __post_init__(self) -> None:
+        """Raises ConfigError where a value cannot be."""
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         for name in ("top_k", "temperature", "cond_scale"):
@@ -37,8 +53,54 @@ class Sampling:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be finite")
         if self.top_k is not None and (self.top_k <= 0 or (self.top_k > 1 and self.top_k != int(self.top_k))):
             raise ConfigError(f"top_k is {self.top_k}; it must be a fraction between 0 and 1 or a whole number")
-        if self.temperature < 0:
+        if self.temperature is not None and self.temperature < 0:
             raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more")
+
+    @property
+    def said(self) -> dict[str, float]:
+        """The values that are not open, by name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(SamplingChoice)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def over(self, other: SamplingChoice) -> SamplingChoice:
+        """What is said here, and the rest as `other` says; who says top_p or top_k here takes neither from `other`."""
+        theirs = other.said
+        if self.said.keys() & FILTERS:
+            theirs = {name: value for name, value in theirs.items() if name not in FILTERS}
+        return SamplingChoice(**{**theirs, **self.said})
+
+    def settled(self, own: SamplingChoice) -> Sampling:
+        """This choice with what it leaves open as the model's `own`, and what that leaves open as usual."""
+        return Sampling(**self.over(own).over(USUAL).said)
+
+
+USUAL = SamplingChoice(top_p=0.9, temperature=1.0, cond_scale=1.0)  # top_p as in the DALL-3 fork
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommended(SamplingChoice):
+    """How a DALLE draws best, as its folder says: used for whatever the user leaves open."""
+
+    example: str | None = option(None, help="a prompt it draws well, drawn where none is given")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a value cannot be."""
+        super().__post_init__()
+        if self.example is not None and not self.example.strip():
+            raise ConfigError("example is empty; it must be a prompt, such as 'a large red circle'")
+
+    @property
+    def stated(self) -> dict[str, float | str]:
+        """All that is there, by name: its form in config.json."""
+        return {**self.said, **({} if self.example is None else {"example": self.example})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(SamplingChoice):
+    """How the next code is chosen, nothing open; without a filter all codes are kept."""
+
+    temperature: float = 1.0
+    cond_scale: float = 1.0
 
     def count(self, num_tokens: int, num_codes: int) -> int:
         """How many codes top_k keeps of `num_codes`; a fraction counts text ids too, as dalle-pytorch's does."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle3.errors import ConfigError
-from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, SamplerName, Upsampler
+from dalle3.models.decoder import DiffusionDecoder, SamplerName, Upsampler
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.runtime import generator, peak_bytes
 from dalle3.steering import Guide
@@ -191,22 +191,16 @@ def stopping(steps: Iterator[Step], stop_at: int) -> Iterator[Step]:
         yield step
 
 
-def chain(
-    settings: DecoderConfig, *, steps: int | None, respacing: str | None, sampler: SamplerName | None
-) -> tuple[Process, SamplerName]:
-    """The chain and the sampler: those asked for, else those the network brings.
+def respaced(steps: int, *, sampler: SamplerName, full: int) -> str:
+    """The respacing that takes so many steps of a chain of `full`, as `diffusion.schedule` reads it.
 
     Raises:
         ConfigError: more steps are asked for than there are.
-        DiffusionError: a respacing that is not understood.
     """
-    sampler, full = sampler or settings.sampler, settings.process.diffusion_steps
-    if steps is not None and steps > full:
+    if steps > full:
         raise ConfigError(f"steps is {steps}; the chain has {full}")
-    if steps is not None:
-        # Ancestral sampling is spaced evenly, as it was trained; to the others the angle is what matters.
-        respacing = "" if steps == full else f"{steps}" if sampler == "ddpm" else f"angle{steps}"
-    return Process(settings.process, settings.respacing if respacing is None else respacing), sampler
+    # Ancestral sampling is spaced evenly, as it was trained; to the others the angle is what matters.
+    return "" if steps == full else f"{steps}" if sampler == "ddpm" else f"angle{steps}"
 
 
 def too_little(taken: float, budget: float, what: str) -> ConfigError:

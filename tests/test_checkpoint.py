@@ -29,6 +29,7 @@ from dalle3.errors import CheckpointError, OutputError
 from dalle3.models.dalle import Dalle, DalleConfig
 from dalle3.models.openai_dvae import OpenAIDiscreteVAE, OpenAIDiscreteVAEConfig
 from dalle3.models.vqgan import VQGAN, GumbelVQ, GumbelVQConfig, VQGANConfig
+from dalle3.sampling import Recommended
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -116,11 +117,13 @@ def test_everything_said_about_a_model_comes_back(tmp_path):
         tiny.dalle(image_codec=tiny.codec()),
         source=Source(format="dalle-pytorch", file="dalle.pt", sha256="00"),
         training={"step": 12, "epoch": 3, "optimizer": {"state": {}}},
+        recommended=Recommended(cond_scale=3.0, example="a red circle"),
     )
     save_checkpoint(original, tmp_path / "a", tokenizer=tiny.tokenizer())
     found = read_folder(tmp_path / "a")
     assert found.source == original.source
     assert found.training == {"step": 12, "epoch": 3}
+    assert found.recommended == original.recommended
     assert found.tokenizer == {"kind": "huggingface", "vocab_size": len(tiny.WORDS), "file": "tokenizer.json"}
     assert found.codec is not None
     assert found.codec_info == describe_codec(found.codec, grid=tiny.GRID)
@@ -210,6 +213,11 @@ def damage(folder, *, remove=(), **changes):
         (lambda f: damage(f, config={"dim": 3}), "DiscreteVAEConfig has no field dim"),
         (lambda f: damage(f, config=[]), r"config\.json"),
         (lambda f: damage(f, source={"x": 1}), r"config\.json"),
+        (lambda f: damage(f, recommended={"scale": 3}), r"config\.json: Recommended has no field scale; it has top_p"),
+        (lambda f: damage(f, recommended={"top_p": 2}), r"config\.json: top_p is 2\.0; it must be above 0 and at most"),
+        (lambda f: damage(f, recommended={"top_p": "0.9"}), r"Recommended\.top_p is '0\.9'; it must be float"),
+        (lambda f: damage(f, recommended={"example": " "}), "example is empty; it must be a prompt"),
+        (lambda f: damage(f, recommended=[3]), r"Recommended is \[3\]; it must be an object"),
         (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors: no such file"),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot be read as safetensors"),
         (lambda f: (f / "model.safetensors").write_text("<html>"), "cannot be read as safetensors"),

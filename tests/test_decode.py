@@ -170,6 +170,30 @@ def test_guidance_on_the_codes_needs_a_null_embedding(folder, tmp_path):
         results(plain, job(), guidance_scale=2.0)
 
 
+@pytest.fixture(scope="module")
+def choosy(tmp_path_factory) -> PictureDecoder:
+    """The same decoder with a guidance of its own."""
+    found = dataclasses.replace(tiny.decoder(), codec=tiny.codec())
+    found.config = dataclasses.replace(found.config, guidance_scale=3.0)
+    folder = tmp_path_factory.mktemp("models") / "decoder"
+    save_checkpoint(found, folder)
+    return load_decoder(folder, device="cpu")
+
+
+def test_a_decoder_is_guided_as_it_says_where_nothing_is_asked_for(decoder, choosy):
+    found, asked = results(choosy, job())[0], results(decoder, job(), guidance_scale=3.0)[0]
+    assert pixels(found) == pixels(asked)
+    assert found.picture.recipe["settings"]["guidance_scale"] == 3.0
+
+
+def test_no_guidance_can_be_asked_of_a_decoder_that_brings_one(decoder, choosy):
+    assert pixels(results(choosy, job(), guidance_scale=1.0)[0]) == pixels(results(decoder, job())[0])
+
+
+def test_guidance_on_the_codes_is_none_of_the_upsamplers(decoder):
+    assert results(decoder, job(), guidance_scale=2.0, upsample=32)
+
+
 def score(decoder, found: Result, text: str) -> float:
     clip, tokenize = decoder.clip
     image = torch.from_numpy(np.array(found.picture.image)).permute(2, 0, 1)[None].float() / 255

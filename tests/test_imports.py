@@ -13,10 +13,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RANKS = (
     {"errors", "config", "runtime", "log", "files", "shipped", "sheet"},
-    {"nn"},
+    {"nn", "sampling"},
     {"tokenizers", "models"},
     {"checkpoint", "convert"},
-    {"sampling", "decoding", "rerank", "data"},
+    {"decoding", "rerank", "data"},
     {"train", "evaluate"},
     {"output", "inputs"},
     {"steering"},

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 import dalle3
 from dalle3.errors import CheckpointError, ConfigError, Dalle3Error, ImageError, PromptError
 from dalle3.pipeline import Model, Progress, Request, Result, Stopped, run
+from dalle3.sampling import Recommended
 from tests import tiny
 
 PROMPT = "a red circle"
@@ -123,9 +126,32 @@ def test_the_recipe_names_weights_and_versions(model):
 
 
 def test_top_p_is_a_tenth_short_of_everything_where_no_filter_is_given():
-    assert Request(text=PROMPT).settled().top_p == 0.9
-    assert Request(text=PROMPT, top_k=0.5).settled().top_p is None
-    assert Request(text=PROMPT, top_p=0.3).settled().top_p == 0.3
+    nothing = Recommended()
+    assert Request(text=PROMPT).settled(nothing).top_p == 0.9
+    assert Request(text=PROMPT, top_k=0.5).settled(nothing).top_p is None
+    assert Request(text=PROMPT, top_p=0.3).settled(nothing).top_p == 0.3
+
+
+@pytest.fixture(scope="module")
+def choosy(tmp_path_factory) -> Model:
+    """The same model with settings of its own."""
+    own = Recommended(cond_scale=3.0, top_k=5.0, temperature=0.7)
+    found = dataclasses.replace(tiny.dalle(image_codec=tiny.codec()), recommended=own)
+    folder = tmp_path_factory.mktemp("models") / "choosy"
+    tiny.save_checkpoint(found, folder, tokenizer=tiny.tokenizer())
+    return dalle3.load(folder, device="cpu")
+
+
+def test_a_model_draws_as_it_recommends_and_says_so_in_the_recipe(model, choosy):
+    found, expected = choosy.generate(PROMPT, n=1, seed=4)[0], choosy.recommended.said
+    assert found.recipe["settings"].items() >= expected.items()
+    asked = model.generate(PROMPT, n=1, seed=4, cond_scale=3.0, top_k=5.0, temperature=0.7)[0]
+    assert (pixels(found), found.recipe) == (pixels(asked), asked.recipe)
+
+
+def test_the_usual_settings_can_be_asked_of_a_model_that_recommends_others(model, choosy):
+    found = choosy.generate(PROMPT, n=1, seed=4, cond_scale=1.0, top_p=0.9, temperature=1.0)[0]
+    assert found.recipe == model.generate(PROMPT, n=1, seed=4)[0].recipe
 
 
 def test_a_stop_keeps_the_pictures_drawn_before_it(model):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dalle3.errors import ConfigError
-from dalle3.sampling import Noise, Sampling, draw, guide, keep_likeliest
+from dalle3.sampling import Noise, Recommended, Sampling, SamplingChoice, draw, guide, keep_likeliest
 from tests.golden import golden
 
 LOGITS = arrays(np.float32, (3, 11), elements=st.floats(-9, 9, width=32))
@@ -100,6 +100,25 @@ def test_guidance_goes_from_the_empty_caption_past_the_caption():
     cond, null = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0]])
     assert torch.equal(guide(torch.cat([cond, null]), 3.0), torch.tensor([[4.0, -2.0]]))
     assert torch.equal(guide(torch.cat([cond, null]), 1.0), cond)
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [
+        ({}, {"top_p": 0.95, "temperature": 0.8, "cond_scale": 3.0}),
+        ({"cond_scale": 1.0}, {"top_p": 0.95, "temperature": 0.8, "cond_scale": 1.0}),
+        ({"top_p": 0.5}, {"top_p": 0.5, "temperature": 0.8, "cond_scale": 3.0}),
+        ({"top_k": 5.0}, {"top_k": 5.0, "temperature": 0.8, "cond_scale": 3.0}),
+    ],
+)
+def test_what_is_asked_for_goes_before_what_the_model_recommends(asked, used):
+    own = Recommended(top_p=0.95, temperature=0.8, cond_scale=3.0)
+    assert SamplingChoice(**asked).settled(own) == Sampling(**used)
+
+
+def test_a_top_p_that_is_asked_for_leaves_out_a_recommended_top_k():
+    assert SamplingChoice(top_p=0.5).settled(Recommended(top_k=9.0)).top_k is None
+    assert SamplingChoice().settled(Recommended(top_k=9.0)) == Sampling(top_k=9.0)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from dalle3.decode_request import DecodeRequest
 from dalle3.errors import CodesError, ImageError
 from dalle3.files import whole_file
 from dalle3.inputs import encode_picture, find_inputs, is_codes, read_codes, read_picture, square
-from dalle3.log import note, warn
+from dalle3.log import note, note_own, warn
 from dalle3.output import BesideInputs
 from dalle3.pipeline import Progress, Stopped
 
@@ -125,6 +125,7 @@ def read_job(name: str, decoder: PictureDecoder, request: DecodeRequest) -> Job:
 
 def _decode(decoding: Decoding, gallery: BesideInputs, interrupt: Interrupt) -> None:
     request, jobs = decoding.request, decoding.jobs
+    note_own("decoder", decoding.decoder.own(request))
     note(f"{len(jobs)} images, {decoding.steps} steps, --seed {request.seed}")
     live = sys.stderr.isatty()  # a log gets a line at most once a second
     paths = {place: gallery.reserve(job.name, job.index, of=len(request.indices)) for place, job in enumerate(jobs)}

@@ -133,6 +133,7 @@ def measure_decoders(args: argparse.Namespace, config: EvaluateConfig) -> tuple[
     decoder = assemble_decoder(parts, enlarges=False)
     if settings.upsample is not None or decoder.unet is None:
         raise ConfigError("what is measured is a decoder at the size it was trained at; leave the upsampler out")
+    settings = settings.settled(decoder.unet.settings)
     side, judge = decoder.unet.config.image_size, _judge(decoder, parts)
 
     def measure(batches: Batches) -> list[Row]:
@@ -149,7 +150,10 @@ def measure_drawings(args: argparse.Namespace, config: EvaluateConfig) -> tuple[
     if decoding != DecodeSettings() and not stage.diffusion:
         raise ConfigError("how the second stage decodes is of use with --diffusion only; add that")
     model, kept = assemble(parts), Kept(config.keep_drawn)
+    settings = settings.settled(model.recommended)
     decoder = add_second_stage(model, parts, stage, enlarges=False) if stage.diffusion else None
+    if decoder is not None and decoder.unet is not None:
+        decoding = decoding.settled(decoder.unet.settings)
     redraw = None if decoder is None else Redrawing(decoder, decoding, seed=config.seed, kept=kept)
     subject = TextToImage(model=model, settings=settings, seed=config.seed, kept=kept, redraw=redraw)
     side = model.dalle.config.image_grid * model.codec.factor

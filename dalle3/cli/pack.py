@@ -16,10 +16,13 @@ from dalle3.checkpoint import Checkpoint, describe_codec, write_checkpoint
 from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, option
 from dalle3.convert.roles import CLIP, DALLE, DECODER, read_as
-from dalle3.errors import CheckpointError, OutputError
+from dalle3.decode_request import DecodeSettings
+from dalle3.errors import CheckpointError, ConfigError, OutputError
 from dalle3.files import whole_folder
+from dalle3.models.decoder import SamplerName
 from dalle3.rerank import CLIP_FOLDER
 from dalle3.runtime import DTYPES
+from dalle3.sampling import Recommended
 from dalle3.tokenizers.load import read_tokenizer
 
 HELP = "put the parts of a model into one folder, small enough to ship"
@@ -39,10 +42,26 @@ class PackConfig:
     most_mb: float = option(60.0, help="refuse to write more than so many MB")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodesBest:
+    """How the decoder decodes best."""
+
+    steps: int | None = option(None, help="steps of the diffusion")
+    sampler: SamplerName | None = option(None, help="how they are walked")
+    guidance_scale: float | None = option(None, help="above 1 the codes pull harder")
+
+    @property
+    def settings(self) -> DecodeSettings:
+        """The same, as a request has it."""
+        return DecodeSettings(steps=self.steps, sampler=self.sampler, guidance_scale=self.guidance_scale)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Gives `parser` the folder and the parts."""
+    """Gives `parser` the folder, the parts and what is recommended with them."""
     parser.add_argument("out", type=Path, help="the folder to write")
     add_flags(parser, PackConfig, title="parts")
+    add_flags(parser, Recommended, title="what it draws with unless asked otherwise (default: as the DALLE says)")
+    add_flags(parser, DecodesBest, title="what it decodes with unless asked otherwise (default: as the decoder says)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
         Dalle3Error: a part is missing, broken or of the wrong kind, two do not belong together, or all is too large.
     """
     config = from_args(PackConfig, args)
-    parts, dtype = read_parts(config), DTYPES[config.dtype]
+    parts = read_parts(config, draws=from_args(Recommended, args), decodes=from_args(DecodesBest, args))
+    dtype = DTYPES[config.dtype]
     with whole_folder(args.out) as partial:
         for (checkpoint, path), folder in zip(parts, ("", CLIP_FOLDER, DECODER_FOLDER), strict=True):
             if checkpoint is not None:
@@ -70,13 +90,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_parts(config: PackConfig) -> list[tuple[Checkpoint | None, Path]]:
+def read_parts(config: PackConfig, *, draws: Recommended, decodes: DecodesBest) -> list[tuple[Checkpoint | None, Path]]:
     """The DALLE with its image tokenizer, the CLIP and the decoder, None for one that is not packed, and their paths.
 
     The image tokenizer is there once, in the number format it is packed in: the others know it by the hash it has then.
 
+    Args:
+        config: the parts.
+        draws: what the DALLE is to recommend, over what it does already.
+        decodes: the same of the decoder.
     Raises:
         CheckpointError: a part is missing, broken or of the wrong kind, or two do not belong together.
+        ConfigError: a recommendation that cannot be, or is for a part that is not there.
     """
     dalle = read_as(config.dalle_path, DALLE, flag="--dalle_path")
     if dalle.codec is None or dalle.tokenizer is None:
@@ -89,11 +114,16 @@ def read_parts(config: PackConfig) -> list[tuple[Checkpoint | None, Path]]:
     decoder = config.decoder and read_as(config.decoder, DECODER, flag="--decoder")
     if decoder and config.decoder:
         check_conditions(decoder, codec, path=config.decoder, codec_path=config.dalle_path)
+    elif decodes != DecodesBest():
+        raise ConfigError("--steps, --sampler and --guidance_scale are for a decoder; name it with --decoder")
     clip = config.clip and read_as(config.clip, CLIP, flag="--clip")
     packed = in_format(codec, DTYPES[config.dtype])
     described = describe_codec(packed, grid=dalle.config.image_grid)
-    dalle = dataclasses.replace(dalle, codec=packed)
-    decoder = decoder and dataclasses.replace(decoder, codec=None, codec_info=described)
+    best = Recommended(**draws.over(dalle.recommended).said, example=draws.example or dalle.recommended.example)
+    dalle = dataclasses.replace(dalle, codec=packed, recommended=best)
+    decoder = decoder and dataclasses.replace(
+        decoder, codec=None, codec_info=described, config=decodes.settings.over(decoder.config)
+    )
     paths = (config.dalle_path, config.clip or Path(), config.decoder or Path())
     return list(zip((dalle, clip, decoder), paths, strict=True))
 

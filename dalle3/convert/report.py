@@ -75,6 +75,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "source": to_dict(source) if source else None,
         "codec": {"inside": checkpoint.codec is not None, **(checkpoint.codec_info or {})},
         "tokenizer": checkpoint.tokenizer,
+        "recommended": checkpoint.recommended.stated,
         "training": {k: v for k, v in (checkpoint.training or {}).items() if isinstance(v, (int, float, str))},
         "needs": list(needs(checkpoint)),
         "notes": list(checkpoint.notes),

@@ -8,6 +8,7 @@ Shapes: B pictures, h w grid of codes, D width of the codebook, s side of the pi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,7 @@ class DecoderConfig:
         DEFAULT_RESPACING, help="the steps it takes where none are asked for, as diffusion.schedule"
     )
     sampler: SamplerName = option("dpmpp_2m", help="the sampler it is walked with where none is asked for")
+    guidance_scale: float = option(1.0, help="classifier-free guidance on the codes where none is asked for")
     spread: float | None = option(
         None,
         help="with low_res: how far pictures are from those that their codes make, as a deviation in -1..1; only what "
@@ -45,7 +47,14 @@ class DecoderConfig:
     )
 
     def __post_init__(self) -> None:
-        """Raises ConfigError unless the network sees the picture that its predictions are counted from."""
+        """Raises ConfigError for a guidance that cannot be, or predictions counted from a picture it does not see."""
+        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
+            raise ConfigError(f"guidance_scale is {self.guidance_scale}; it must be a number from 0 on")
+        if self.guidance_scale != 1 and not self.unet.null_embedding:
+            raise ConfigError(
+                f"guidance_scale is {self.guidance_scale}, and this decoder was trained without a null embedding: "
+                "nothing tells it what no codes are; leave it at 1, or steer with clip_guidance"
+            )
         if self.spread is None:
             return
         if not 0 < self.spread < 1:

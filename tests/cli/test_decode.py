@@ -150,7 +150,8 @@ def test_the_recipe_is_in_the_picture():
     decode("--input 0.npy --text 'a red circle' --clip_guidance --cutn 3 --seed 5")
     recipe = json.loads(Image.open("0.png").text["dalle3"])
     assert (recipe["prompt"], recipe["seed"], recipe["input"]) == ("a red circle", 5, "0.npy")
-    assert recipe["settings"] == {"clip_guidance": True, "cutn": 3, "sampler": "dpmpp_2m", "timesteps": 4}
+    how = {"sampler": "dpmpp_2m", "timesteps": 4, "guidance_scale": 1.0}
+    assert recipe["settings"] == {"clip_guidance": True, "cutn": 3, **how}
     decode("--input 0.npy --no-metadata --outputs_dir plain")
     assert not Image.open("plain/0.png").text
 
@@ -165,7 +166,8 @@ def test_the_respacing_and_the_tile_are_in_the_recipe():
     decode("--input 0.npy --timestep_respacing 3,2 --upsample 32 --tile 16")
     with Image.open("0.png") as picture:
         recipe = json.loads(picture.text["dalle3"])
-    assert recipe["settings"] == {"timestep_respacing": "3,2", "upsample": 32, "sampler": "dpmpp_2m", "timesteps": 5}
+    how = {"sampler": "dpmpp_2m", "timesteps": 5, "guidance_scale": 1.0}
+    assert recipe["settings"] == {"timestep_respacing": "3,2", "upsample": 32, **how}
     assert recipe["tile"] == 16
 
 

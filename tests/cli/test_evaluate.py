@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from dalle3.checkpoint import save_checkpoint
 from dalle3.cli import main
 from dalle3.cli.evaluate import name_splits
 from dalle3.errors import ConfigError
+from dalle3.sampling import Recommended
 from tests import tiny
 
 COLORS, SHAPES = ("red", "blue"), ("circle", "square")
@@ -88,6 +91,20 @@ def test_text_to_image_is_measured_for_each_guidance_and_each_number_of_candidat
     assert all(row["among"] == 3 and 0 <= row["r_precision"] <= 1 and -1 <= row["clip_score"] <= 1 for row in rows)
     best = {(row["cond_scale"], row["best_of"]): row["clip_score"] for row in rows if row["pictures"] == "drawn"}
     assert best[1, 2] >= best[1, 1]
+
+
+def test_a_report_states_the_settings_that_the_parts_recommend(world):
+    choosy = dataclasses.replace(tiny.dalle(image_codec=tiny.codec()), recommended=Recommended(cond_scale=3, top_k=5))
+    save_checkpoint(choosy, Path("choosy"), tokenizer=tiny.tokenizer())
+    shutil.copytree(world / "model" / "clip", "choosy/clip")
+    decoder = tiny.decoder()
+    decoder.config = dataclasses.replace(decoder.config, guidance_scale=1.5)
+    save_checkpoint(decoder, Path("choosy/decoder"))
+    rows = measured(f"text --dalle_path choosy --diffusion --data {world}/val")["val"]
+    assert [row.get("cond_scale") for row in rows] == [None, 3, 3]
+    about = json.loads(Path("report.json").read_text())["about"]
+    assert about["settings"].items() >= {"cond_scales": [3], "top_p": None, "top_k": 5, "temperature": 1}.items()
+    assert about["decoding"].items() >= {"timestep_respacing": "angle4", "guidance_scale": 1.5}.items()
 
 
 def test_a_seed_always_gives_the_same_figures_and_another_one_others(world):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 import dalle3
 from dalle3.assemble_decoder import load_decoder
 from dalle3.checkpoint import read_folder, save_checkpoint
 from dalle3.cli import main
+from dalle3.sampling import Recommended
 from tests import tiny
 
 
@@ -81,6 +84,77 @@ def test_generate_and_decode_need_no_path(parts, assets):
     assert main(["generate", *shlex.split(line)]) == 0
     assert main(["decode", "--input", "outputs/a_red_circle/0.npy", "--steps", "2"]) == 0
     assert len(list(Path("outputs/a_red_circle").glob("*-decoded*.png"))) == 2
+
+
+BEST = "--cond_scale 3 --top_p 0.95 --example 'a blue star' --steps 3 --guidance_scale 1.5"
+
+
+def recipe(path: str) -> dict:
+    return json.loads(Image.open(path).text["dalle3"])  # type: ignore[attr-defined]
+
+
+def test_a_packed_model_draws_its_example_as_it_recommends_and_says_so(parts, assets, capsys):
+    pack(parts, assets / "picto", BEST)
+    assert main(["generate", *shlex.split("--num_images 1 --diffusion --seed 0")]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "no --text was given; drawing an example: --text 'a blue star'" in said
+    assert "the model's own settings: top_p 0.95, cond_scale 3" in said
+    assert "the decoder's own settings: guidance_scale 1.5" in said
+    drawn, decoded = (recipe(f"outputs/a_blue_star/0{ending}.png")["settings"] for ending in ("", "-decoded"))
+    assert (drawn["cond_scale"], drawn["top_p"]) == (3.0, 0.95)
+    assert (decoded["guidance_scale"], decoded["timesteps"]) == (1.5, 3)
+
+
+def test_flags_and_lines_of_a_prompts_file_go_before_what_a_model_recommends(parts, assets, capsys):
+    pack(parts, assets / "picto", BEST)
+    Path("prompts").write_text('{"text": "a star", "top_k": 5}\n{"text": "a circle"}\n')
+    line = "--prompts_file prompts --cond_scale 1 --num_images 1 --diffusion --guidance_scale 1"
+    assert main(["generate", *shlex.split(line)]) == 0
+    assert [text for text in capsys.readouterr().err.splitlines() if "own settings" in text] == [
+        "the model's own settings: top_p 0.95"
+    ]
+    star, circle = (recipe(f"outputs/{name}/0.png")["settings"] for name in ("a_star", "a_circle"))
+    assert (star["cond_scale"], star["top_p"], star["top_k"]) == (1.0, None, 5.0)
+    assert (circle["cond_scale"], circle["top_p"], circle["top_k"]) == (1.0, 0.95, None)
+    assert recipe("outputs/a_star/0-decoded.png")["settings"]["guidance_scale"] == 1.0
+
+
+def test_packing_again_keeps_what_is_recommended_but_for_what_is_said_anew(parts, assets):
+    pack(parts, assets / "picto", BEST)
+    line = f"again --dalle_path {assets}/picto --decoder {assets}/picto/decoder --top_k 9 --sampler ddim"
+    assert main(["pack", *shlex.split(line)]) == 0
+    assert read_folder(Path("again")).recommended == Recommended(cond_scale=3.0, top_k=9.0, example="a blue star")
+    how = read_folder(Path("again/decoder")).config
+    assert (how.respacing, how.sampler, how.guidance_scale) == ("angle3", "ddim", 1.5)
+
+
+def test_inspect_shows_what_a_model_recommends(parts, assets, capsys):
+    pack(parts, assets / "picto", BEST)
+    capsys.readouterr()
+    assert main(["inspect", str(assets / "picto"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["recommended"]
+    assert found == {"top_p": 0.95, "cond_scale": 3.0, "example": "a blue star"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--top_p 2", "top_p is 2.0; it must be above 0 and at most 1"),
+        ("--example ' '", "example is empty"),
+        ("--steps 2000", "steps is 2000; the chain has 1000"),
+        ("--guidance_scale -1", "guidance_scale is -1.0; it must be a number from 0 on"),
+    ],
+)
+def test_a_recommendation_that_cannot_be_is_one_line_and_nothing_is_written(parts, assets, capsys, flags, said):
+    assert pack(parts, assets / "picto", flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not (assets / "picto").exists()
+
+
+def test_how_to_decode_is_of_use_with_a_decoder_only(parts, assets, capsys):
+    assert main(["pack", "out", "--dalle_path", f"{parts}/dalle", "--steps", "3"]) == 2
+    assert "name it with --decoder" in capsys.readouterr().err
 
 
 def test_what_is_too_large_is_refused_with_the_sizes_and_not_written(parts, assets, capsys):
