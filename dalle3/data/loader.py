@@ -7,6 +7,7 @@ whatever the batch size, the number of workers or the number of processes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -93,6 +94,7 @@ def batches(
         batch_sampler=_Positions(batch_size, consumed + rank, world),
         collate_fn=collate,
         num_workers=num_workers,
+        worker_init_fn=_stand_apart,
         generator=torch.Generator(),  # unused, but without one the loader draws from the global generator
     )
     return iter(loader)
@@ -112,6 +114,16 @@ def no_larger_than_needed(source: Source[T], transform: Callable[[T, torch.Gener
     if isinstance(transform, Crop) and isinstance(source, PictureFiles):
         return cast(Source[T], reduced(source, transform.at_least))
     return source
+
+
+def _stand_apart(_reader: int) -> None:
+    """Takes a process that reads ahead out of its group.
+
+    torchrun hands SIGTERM on to the groups of its processes. It would end the reader at once, and with it the run,
+    which has a step to finish and a checkpoint to write.
+    """
+    if hasattr(os, "setpgrp"):  # Windows knows no groups
+        os.setpgrp()
 
 
 class _Positions:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 
 import pytest
 import torch
@@ -52,6 +54,14 @@ def test_a_resumed_stream_is_the_same_stream(folder, consumed):
 def test_workers_change_nothing(folder):
     alone, helped = take(3, stream_of(folder), 4), take(3, stream_of(folder), 4, num_workers=1)
     assert [batch.captions for batch in alone] == [batch.captions for batch in helped]
+
+
+def test_a_signal_to_all_of_a_run_leaves_its_readers_alone(folder):
+    ahead = batches(stream_of(folder), 4, num_workers=1)
+    next(ahead)
+    (reader,) = multiprocessing.active_children()
+    assert reader.pid
+    assert os.getpgid(reader.pid) != os.getpgrp()
 
 
 def test_two_processes_read_together_what_one_reads(folder):
