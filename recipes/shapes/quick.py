@@ -8,6 +8,7 @@ loop that trains large models; what is short here is the time.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import multiprocessing
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from dalle3.checkpoint import read_folder, write_checkpoint
 from dalle3.data.codes import CodeShards
 from dalle3.data.loader import Stream
 from dalle3.data.transforms import Crop, CropConfig, keep
@@ -24,6 +26,8 @@ from dalle3.models.clip import Clip, ClipConfig
 from dalle3.models.dalle import Dalle, DalleConfig
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle3.runtime import generator
+from dalle3.sampling import Recommended
+from dalle3.tokenizers.load import read_tokenizer
 from dalle3.train.codebook import set_codebook
 from dalle3.train.encode import encode
 from dalle3.train.loop import LoopConfig
@@ -41,6 +45,7 @@ MIDDLE = 0.64  # of a scene is shown: all of one object, and less of the backgro
 CROP = Crop(SIZE, CropConfig(random_resize_crop_lower_ratio=1.0))
 TEXT_LENGTH = 12
 NUM_SCENES = 6000
+RECOMMENDED = Recommended(top_p=0.85, example="a large red circle")
 
 
 def main() -> None:
@@ -67,8 +72,16 @@ def make(folder: Path) -> None:
             clip = helper.submit(train_clip, work / "clip")
             vae = train_codec(work / "codec")
             dalle = train_dalle(vae, work / "dalle")
-            shutil.copytree(dalle, partial, ignore=shutil.ignore_patterns("train"), dirs_exist_ok=True)
+            write_dalle(dalle, partial)
             shutil.copytree(clip.result(), partial / "clip", ignore=shutil.ignore_patterns("train"))
+
+
+def write_dalle(checkpoint: Path, folder: Path) -> None:
+    """Writes a DALLE with all that draws, and how it draws best, into a folder that exists."""
+    found = read_folder(checkpoint)
+    assert found.tokenizer is not None, "training puts it there"
+    tokenizer = read_tokenizer(checkpoint, found.tokenizer)
+    write_checkpoint(dataclasses.replace(found, recommended=RECOMMENDED), folder, tokenizer=tokenizer)
 
 
 def train_codec(work: Path) -> DiscreteVAE:
