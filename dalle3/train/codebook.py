@@ -39,6 +39,12 @@ def features(vae: DiscreteVAE, images: Tensor) -> Tensor:
     return vae.encoder[:-1](vae.normalise(images))
 
 
+def weights_of_codes(vae: DiscreteVAE) -> list[nn.Parameter]:
+    """The weights between `features` and decoder: of the logits and of the codebook."""
+    assert isinstance(vae.encoder, nn.Sequential)
+    return [*vae.encoder[-1].parameters(), *vae.codebook.parameters()]
+
+
 @torch.no_grad()
 def set_codebook(vae: DiscreteVAE, batches: Iterable[Tensor], *, rng: torch.Generator, rounds: int = 10) -> None:
     """Gives a VAE the k-means of its features as codebook, and logits that choose the nearest entry.

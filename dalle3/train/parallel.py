@@ -272,9 +272,22 @@ class DataParallel(Processes):
     def wrap(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Takes charge of the objective and of what changes its weights."""
         super().wrap(objective, optimizer)
-        # some objectives leave parts of their model alone, for which DDP must search after each pass
-        search = not getattr(objective, "uses_all_parameters", False)
-        self.objective = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=search)
+        self.left_out: Callable[[], list[nn.Parameter]] = getattr(objective, "left_out", list)
+        self.objective = nn.parallel.DistributedDataParallel(objective)
+
+    def forward(self, inputs: dict[str, Any]) -> tuple[Tensor, Metrics]:
+        """The objective's loss and metrics; in the loss, all weights have a part, as DDP waits for each one's gradient.
+
+        The alternative is to let DDP search every pass for those that have none.
+        """
+        loss, metrics = super().forward(inputs)
+        return loss + sum(weights.flatten()[:0].sum() for weights in self.left_out()), metrics
+
+    def step(self, *, learning_rate: float, clip: float) -> float | None:
+        """Changes the weights and forgets the gradients; the gradient's norm before clipping."""
+        for weights in self.left_out():
+            weights.grad = None  # by a gradient of 0 the optimizer would change them, and what it remembers
+        return super().step(learning_rate=learning_rate, clip=clip)
 
     def accumulating(self) -> AbstractContextManager[Any]:
         """A block whose gradients are only added up, not yet exchanged."""

@@ -40,7 +40,8 @@ class Task(Protocol):
         """A module whose `forward(**inputs)` gives loss and metrics: what runs under DDP or DeepSpeed.
 
         It may have a method `corrections() -> list[Correction]`: all processes call it after each step and carry out
-        what it returns, which must be the same in all.
+        what it returns, which must be the same in all. Where not all weights have a part in each loss, it has a method
+        `left_out() -> list[nn.Parameter]`: those that had none in the last, the same in all processes.
         """
         ...
 

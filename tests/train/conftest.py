@@ -10,7 +10,7 @@ from PIL import Image
 
 from dalle3.data.base import BrokenSampleError, Sample
 from dalle3.data.loader import Stream
-from dalle3.data.transforms import Crop, CropConfig
+from dalle3.data.transforms import Crop, CropConfig, to_tensor
 from dalle3.models.clip import Clip, ClipConfig
 from dalle3.models.dalle import Dalle, DalleConfig
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
@@ -58,6 +58,15 @@ def vae() -> DiscreteVAE:
     config = DiscreteVAEConfig(image_size=8, num_tokens=8, codebook_dim=8, num_layers=2, hidden_dim=8)
     with seeded(0, "vae"):
         return DiscreteVAE(config)
+
+
+def examples() -> list[torch.Tensor]:
+    return [to_tensor(Squares().load(index).content.resize((8, 8)))[None] for index in (0, 1, 3, 4)]
+
+
+def kmeans_task(step: int = 2) -> VaeTask:
+    """A discrete VAE that has no codes until `step`."""
+    return VaeTask(vae(), VaeTaskConfig(kmeans_step=step), examples=examples)
 
 
 def dalle_task() -> DalleTask:

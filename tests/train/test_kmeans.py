@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 
 from dalle3.cli import main
-from dalle3.data.transforms import to_tensor
 from dalle3.errors import ConfigError
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle3.runtime import generator
@@ -16,17 +15,9 @@ from dalle3.train.loop import LoopConfig
 from dalle3.train.optim import OptimConfig
 from dalle3.train.task import to_unit
 from dalle3.train.tasks.vae import VaeTask, VaeTaskConfig
-from tests.train.conftest import Squares, fit, vae
+from tests.train.conftest import examples, fit, kmeans_task, vae
 
 CPU = torch.device("cpu")
-
-
-def examples() -> list[torch.Tensor]:
-    return [to_tensor(Squares().load(index).content.resize((8, 8)))[None] for index in (0, 1, 3, 4)]
-
-
-def task(step: int = 2) -> VaeTask:
-    return VaeTask(vae(), VaeTaskConfig(kmeans_step=step), examples=examples)
 
 
 def weights(outcome) -> dict[str, torch.Tensor]:
@@ -35,18 +26,18 @@ def weights(outcome) -> dict[str, torch.Tensor]:
 
 def run(tmp_path, steps: int, *, name: str = "run", resume: str = "never"):
     loop = LoopConfig(steps=steps, batch_size=4, sample_every_n_steps=0)
-    return fit(task(), tmp_path / name, resume=resume, loop=loop, optim=OptimConfig(learning_rate=1e-2))
+    return fit(kmeans_task(), tmp_path / name, resume=resume, loop=loop, optim=OptimConfig(learning_rate=1e-2))
 
 
 def test_until_then_the_codebook_and_the_logits_are_left_alone(tmp_path):
-    begun = task().model.state_dict()
+    begun = kmeans_task().model.state_dict()
     trained = weights(run(tmp_path, 2))
     still = {name for name, tensor in trained.items() if torch.equal(tensor, begun[name])}
     assert still == {"codebook.weight", "encoder.2.weight", "encoder.2.bias"}
 
 
 def test_then_it_is_the_k_means_of_what_the_encoder_sees(tmp_path):
-    trained = task()
+    trained = kmeans_task()
     trained.model.load_state_dict(weights(run(tmp_path, 2)))
     trained._set_codebook()
     expected = vae()

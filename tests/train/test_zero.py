@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from dalle3.checkpoint import read_folder, verify
-from tests.train.conftest import clip_task
+from tests.train.conftest import clip_task, vae
 from tests.train.processes import ROOT, TORCHRUN, finish, losses, start
 from tests.train.zero_cases import run
 
@@ -34,7 +34,7 @@ DIVIDED = {
 ALIKE = ("clip-ddp", "autoencoder-ddp", "redrawing-ddp")  # nothing is drawn for a batch
 TASK_CASES = (
     *(f"{task}-{stage}" for task, stages in DIVIDED.items() for stage in ("ddp", *stages)),
-    *("gradients", "redrawing-ddp"),
+    *("gradients", "redrawing-ddp", "kmeans"),
 )
 CASES = ("plain", "stage0", "stage1", "stage2", "stage3", "autocast", "offload", "average", "native")
 NATIVE = {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}, "torch_autocast": {"enabled": False}}
@@ -177,6 +177,14 @@ def test_contrast_over_two_processes_has_the_gradient_of_one_batch(runs, tmp_pat
     moved = max(float((expected[key] - first[key]).abs().max()) for key in expected)
     assert moved > 0.1
     assert max(float((found[key] - expected[key]).abs().max()) for key in expected) < 1e-5 * moved
+
+
+def test_ddp_and_the_optimizer_leave_weights_alone_that_have_no_part_in_the_loss(runs):
+    path = next(runs.glob("whole*")) / "kmeans" / "step-00000002"
+    assert torch.equal(load_file(path / "model.safetensors")["codebook.weight"], vae().codebook.weight)
+    remembered = torch.load(path / "train" / "optimizer.pt", weights_only=True)["state"]
+    assert len(remembered) == len(list(vae().parameters())) - 3  # not of codebook and logits, a matrix and a bias
+    assert "find_unused_parameters" not in (next(runs.glob("cut*")) / "said.txt").read_text()
 
 
 def test_frozen_weights_are_left_out_of_the_shards(runs):

@@ -24,7 +24,7 @@ from dalle3.train.run import RunFolder
 from dalle3.train.task import Task
 from dalle3.train.tasks.clip import ClipTask
 from dalle3.train.tasks.vqgan import VqganTask, VqganTaskConfig
-from tests.train.conftest import TASKS, Squares, clip_task
+from tests.train.conftest import TASKS, Squares, clip_task, kmeans_task
 from tests.train.vqgans import vqgan_task
 
 OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=2, clip_grad_norm=0.5)
@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "grown1": {"zero_stage": 1, "task": "autoencoder"},
     "native": {"deepspeed_config": Path("native.json")},
     "gradients": {"deepspeed": False, "task": "sized_clip", "optim": GRADIENTS},
+    "kmeans": {"deepspeed": False, "task": "kmeans"},
     **{f"{task}-{stage}": {"task": task, **given} for task in (*TASKS, "redrawing") for stage, given in STAGES.items()},
 }
 
@@ -71,6 +72,7 @@ MADE: dict[str, Callable[[], Task]] = {
     "clip": overgrown_clip,
     "redrawing": redrawing_vqgan,
     "vqgan": reviving_vqgan,
+    "kmeans": kmeans_task,
 }
 
 

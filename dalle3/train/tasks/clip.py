@@ -31,8 +31,6 @@ class ClipTaskConfig:
 class ClipObjective(nn.Module):
     """The contrastive loss over a batch; while training, over those of all processes together, as open_clip's is."""
 
-    uses_all_parameters = True  # spares DDP a search
-
     def __init__(self, clip: Clip) -> None:
         super().__init__()
         self.clip = clip

@@ -45,8 +45,6 @@ class DalleTaskConfig:
 class DalleObjective(nn.Module):
     """The loss of a DALLE."""
 
-    uses_all_parameters = True  # spares DDP a search
-
     def __init__(self, dalle: Dalle) -> None:
         super().__init__()
         self.dalle = dalle

@@ -50,8 +50,6 @@ class DenoisingObjective(nn.Module):
     Of several processes each learns the losses of all, so that all draw steps alike.
     """
 
-    uses_all_parameters = True  # spares DDP a search
-
     def __init__(self, network: nn.Module, process: Process, timesteps: UniformTimesteps) -> None:
         super().__init__()
         self.network, self.process, self.timesteps = network, process, timesteps

@@ -19,7 +19,7 @@ from dalle3.data.loader import Batch
 from dalle3.errors import ConfigError
 from dalle3.models.discrete_vae import DiscreteVAE
 from dalle3.runtime import generator
-from dalle3.train.codebook import check_width, features, set_codebook
+from dalle3.train.codebook import check_width, features, set_codebook, weights_of_codes
 from dalle3.train.seeds import on_device
 from dalle3.train.task import Metrics, Preview, to_pil, to_unit
 
@@ -58,17 +58,22 @@ class VaeObjective(nn.Module):
 
     def __init__(self, vae: DiscreteVAE) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.coded = vae, True
 
     def forward(
         self, images: Tensor, noise: torch.Generator, temperature: float, coded: bool = True
     ) -> tuple[Tensor, Metrics]:
         """The loss on pictures (B, 3, H, W) in [0, 1], and its parts."""
+        self.coded = coded
         if not coded:
             loss = _squared_error(self.vae, images, self.vae.decoder(features(self.vae, images)))
             return loss, {"reconstruction_loss": loss.detach()}
         loss, parts = self.vae.loss(images, noise, temperature=temperature)
         return loss, {name: parts[name].detach() for name in ("reconstruction_loss", "kl_div")}
+
+    def left_out(self) -> list[nn.Parameter]:
+        """What had no part in the last loss."""
+        return [] if self.coded else weights_of_codes(self.vae)
 
 
 class VaeTask:
@@ -135,6 +140,10 @@ class AutoencoderObjective(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
         """The mean squared error of pictures (B, 3, H, W) in [0, 1], on the network's scale."""
         return _squared_error(self.vae, images, self.vae.decoder(features(self.vae, images))), {}
+
+    def left_out(self) -> list[nn.Parameter]:
+        """What has no part in any loss."""
+        return weights_of_codes(self.vae)
 
 
 class DecoderObjective(nn.Module):

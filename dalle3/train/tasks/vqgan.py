@@ -104,8 +104,6 @@ class VqganObjective(nn.Module):
         perceptual: LPIPS; it is frozen, so it is kept out of what is saved and wrapped.
     """
 
-    uses_all_parameters = True  # spares DDP a search
-
     def __init__(
         self,
         model: VQGAN | GumbelVQ,
