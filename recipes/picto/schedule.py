@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -20,6 +21,8 @@ from dalle3.log import note
 
 TICK = 0.5  # seconds between looks at the runs
 DALLE3 = (sys.executable, "-c", "import sys; from dalle3.cli import main; sys.exit(main())")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--no_python", "--nproc_per_node")
+SECONDS_TO_SAVE = 600  # torchrun's own patience, 30, is little for a step and a checkpoint on a busy machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,7 @@ class Run:
     arguments: tuple[str, ...]  # of `dalle3`
     folder: Path
     seconds: float
+    processes: int = 1  # that train together
 
     @property
     def spent(self) -> float:
@@ -90,19 +94,18 @@ def train(runs: Sequence[Run], *, until: float, stop: threading.Event) -> bool:
         TrainingError: one failed; the others are stopped, and saved.
     """
     began = time.monotonic()
-    left = {run.name: (run, run.seconds - run.spent) for run in runs}
-    processes = {run.name: _start(run) for run in runs}
-    while any(process.poll() is None for process in processes.values()):
+    calls = [_start(run) for run in runs]
+    while any(call.process.poll() is None for call in calls):
         time.sleep(TICK)
         elapsed = time.monotonic() - began
-        failed = any(process.poll() for process in processes.values())
-        for name, process in processes.items():
-            over = elapsed >= left[name][1] or time.monotonic() >= until or stop.is_set() or failed
-            if over and process.poll() is None:
-                process.terminate()
-                process.wait()  # it saves
-    for run, _ in left.values():
-        _end(run, processes[run.name].returncode, time.monotonic() - began)
+        failed = any(call.process.poll() and not call.stopped_well for call in calls)
+        for call in calls:
+            over = elapsed >= call.seconds or time.monotonic() >= until or stop.is_set() or failed
+            if over and call.process.poll() is None:
+                call.process.terminate()
+                call.process.wait()  # it saves
+    for call in calls:
+        _end(call, time.monotonic() - began)
     return all(run.finished for run in runs)
 
 
@@ -118,17 +121,64 @@ def call_all(arguments: Sequence[str], *, processes: int) -> None:
         raise TrainingError(f"dalle3 {arguments[0]} ended with code {code}; see above")
 
 
-def _start(run: Run) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """A run while it trains."""
+
+    run: Run
+    process: subprocess.Popen[bytes]
+    seconds: float  # that it may still take
+    log_start: int  # bytes of the log that are of calls before
+
+    @property
+    def said(self) -> str:
+        return self.run.log.read_bytes()[self.log_start :].decode(errors="replace")
+
+    @property
+    def stopped_well(self) -> bool:
+        """Whether a signal ended it, after it had saved or before it had begun.
+
+        Under torchrun the code is 1 then, whether its processes saved or failed to: they say so.
+        """
+        code, said = self.process.returncode, self.said
+        if self.run.processes == 1 or code != 1:
+            return code == -signal.SIGTERM
+        saved = "holds the model after" in said or "stopping after this step" not in said
+        return saved and f"got signal: {signal.SIGTERM:d}" in said
+
+    @property
+    def complaint(self) -> str:
+        """Why it failed: dalle3's line about it, else the last line before torchrun's own."""
+        lines = self.said.splitlines()
+        before = list(itertools.takewhile(lambda line: "torch/distributed/elastic" not in line, lines)) or [""]
+        return next((line for line in lines if line.startswith("dalle3 train: ")), before[-1])
+
+
+def _start(run: Run) -> _Call:
     run.folder.mkdir(parents=True, exist_ok=True)
     note(f"{run.name}: {run.spent / 60:.1f} of {run.seconds / 60:.1f} minutes are done; log in {run.log}")
+    line, environment = [*DALLE3, *run.arguments], dict(os.environ)
+    if run.processes > 1:
+        line, environment = [*TORCHRUN, str(run.processes), *line], {**environment, **_divided(run.processes)}
     with run.log.open("ab") as log:
+        before = log.tell()
         # Of its own session: a Ctrl-C reaches this program alone, which then asks each run to end once.
-        return subprocess.Popen([*DALLE3, *run.arguments], stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(line, env=environment, stdout=log, stderr=log, start_new_session=True)
+    return _Call(run=run, process=process, seconds=run.seconds - run.spent, log_start=before)
 
 
-def _end(run: Run, code: int, seconds: float) -> None:
-    if code not in (0, -signal.SIGTERM):  # the latter where it was stopped before it had begun
-        lines = run.log.read_text(errors="replace").splitlines()
-        raise TrainingError(f"{run.name} ended with code {code}: {lines[-1] if lines else ''} ({run.log})")
-    run.note(seconds, done=code == 0 and b"stopped early" not in run.log.read_bytes()[-2000:])
+def _divided(processes: int) -> dict[str, str]:
+    """The environment in which processes share the cores of this machine."""
+    return {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # with it shared, a meeting hangs now and then
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_TO_SAVE),
+    }
+
+
+def _end(call: _Call, seconds: float) -> None:
+    run, code = call.run, call.process.returncode
+    if code and not call.stopped_well:
+        raise TrainingError(f"{run.name} ended with code {code}: {call.complaint} ({run.log})")
+    run.note(seconds, done=code == 0 and "stopped early" not in call.said)
     note(f"{run.name}: {run.spent / 60:.1f} of {run.seconds / 60:.1f} minutes are done")

@@ -16,7 +16,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,39 @@ class Plan:
     size: dict[str, Any]  # a file of `sizes/`
     minutes: float
     shared: tuple[str, ...]  # flags of every training: device, dtype, workers
+    processes: int = 1  # of each training
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where the processes cannot share a batch."""
+        if self.processes < 1:
+            raise ConfigError(f"--processes is {self.processes}; it must be at least 1")
+        for name in self.size["parts"]:
+            if self.batch_size(name) % self.processes:
+                raise ConfigError(
+                    f"{name} has batches of {self.batch_size(name)}, which --processes {self.processes} cannot share; "
+                    "take a divisor, or change batch_size in the JSON of --size"
+                )
+
+    def batch_size(self, name: str) -> int:
+        """Examples of a step of a part, in all its processes together."""
+        if (given := self.size["parts"][name]["flags"].get("batch_size")) is not None:
+            return given
+        from dalle3.train.loop import LoopConfig
+
+        return LoopConfig().batch_size
 
     def run(self, name: str) -> Run:
         """The training of a part."""
         part = self.size["parts"][name]
         place = ["--out", str(self.out / name), "--resume", "auto", "--image_text_folder", self.source(name)]
-        flags = [*self.shared, *as_flags(part["flags"]), *self.needs(name)]  # of two the last counts: a part's own
-        seconds = 60 * self.minutes * part["share"]
+        own = {**part["flags"], "batch_size": self.batch_size(name) // self.processes}
+        flags = [*self.shared, *as_flags(own), *self.needs(name)]  # of two the last counts: a part's own
         return Run(
-            name=name, arguments=("train", part["train"], *place, *flags), folder=self.out / name, seconds=seconds
+            name=name,
+            arguments=("train", part["train"], *place, *flags),
+            folder=self.out / name,
+            seconds=60 * self.minutes * part["share"],
+            processes=self.processes,
         )
 
     def source(self, name: str) -> str:
@@ -85,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shared=tuple(
                 as_flags({"device": args.device, "dtype": args.dtype, "num_workers": args.num_workers, **EVERY})
             ),
+            processes=args.processes,
         )
         if args.only_pack:
             pack(plan)
@@ -105,12 +130,18 @@ def carry_out(plan: Plan, *, together: bool, workers: int, until: float, stop: t
             encode(plan, processes=max(1, workers))
         for runs in grouped(plan, stage, together=together):
             for run in runs:
-                note(f"dalle3 {shlex.join(run.arguments)}")
+                note(f"{launcher(run)} {shlex.join(run.arguments)}")
             if not train(runs, until=until, stop=stop):
                 note("stopped early; the same command goes on where this ended")
                 return 3
     pack(plan)
     return 0
+
+
+def launcher(run: Run) -> str:
+    """What one types before the arguments of a run."""
+    several = f"torchrun --standalone --nproc_per_node {run.processes} $(which dalle3)"
+    return several if run.processes > 1 else "dalle3"
 
 
 def grouped(plan: Plan, stage: Sequence[str], *, together: bool) -> Iterator[list[Run]]:
@@ -120,7 +151,7 @@ def grouped(plan: Plan, stage: Sequence[str], *, together: bool) -> Iterator[lis
         yield from ([run] for run in runs if not run.finished)
         return
     seconds = sum(run.seconds for run in runs)
-    side_by_side = [Run(name=run.name, arguments=run.arguments, folder=run.folder, seconds=seconds) for run in runs]
+    side_by_side = [replace(run, seconds=seconds) for run in runs]
     if left := [run for run in side_by_side if not run.finished]:
         yield left
 
@@ -227,7 +258,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--together", action="store_true", help="train two models at once, each for the time of both: for a GPU")
     add("--device", default="auto", help="cpu, cuda; auto takes a GPU where there is one")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of matrix products (default: bfloat16)")
-    add("--num_workers", type=int, default=0, help="processes that read data ahead, of each training (default: 0)")
+    add("--processes", type=int, default=1, help="processes that share the batches of each training (default: 1)")
+    add("--num_workers", type=int, default=0, help="processes that read data ahead, for each that trains (default: 0)")
     return parser
 
 

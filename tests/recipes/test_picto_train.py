@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import tarfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,19 +20,22 @@ from recipes.picto import schedule
 from recipes.picto.schedule import Run, call_all, train
 from recipes.picto.train import SIZES, STAGES, Plan, as_flags, captions, grouped, main, pattern, read_size
 
-# A stand-in for `dalle3 train`: its argument says how it behaves.
+# A stand-in for `dalle3 train`: its argument says how it behaves. It says what dalle3 says.
 WORKER = """
-import signal, sys, pathlib, time
+import os, signal, sys, pathlib, time
 folder, how = pathlib.Path(sys.argv[1]), sys.argv[2]
 stop = []
-signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-(folder / "step-00000001").mkdir(exist_ok=True)
-(folder / "step-00000001" / "config.json").write_text("{}")
+signal.signal(signal.SIGTERM, lambda *_: stop.append(print("stopping after this step", flush=True)))
+if os.environ.get("RANK", "0") == "0":
+    (folder / "step-00000001").mkdir(exist_ok=True)
+    (folder / "step-00000001" / "config.json").write_text(os.environ.get("OMP_NUM_THREADS", ""))
 if how == "fail":
     sys.exit("it broke")
-while how == "endless" and not stop:
+while how != "short" and not stop:
     time.sleep(0.01)
-print("stopped early" if stop else "done", flush=True)
+if how == "unsaved":
+    sys.exit("dalle3 train: no space left")
+print("stopped early" if stop else "done", "holds the model after 1 steps", flush=True)
 """
 
 
@@ -54,12 +59,18 @@ def data(tmp_path) -> Path:
     return folder
 
 
-def plan(data: Path, size: str = "small", minutes: float = 10) -> Plan:
-    return Plan(data=data, out=data.parent / "runs", size=read_size(size), minutes=minutes, shared=())
+def plan(data: Path, size: str = "small", minutes: float = 10, processes: int = 1) -> Plan:
+    out = data.parent / "runs"
+    return Plan(data=data, out=out, size=read_size(size), minutes=minutes, shared=(), processes=processes)
 
 
-def run(folder: Path, how: str, *, seconds: float = 60) -> Run:
-    return Run(name=folder.name, arguments=(str(folder), how), folder=folder, seconds=seconds)
+def run(folder: Path, how: str, *, seconds: float = 60, processes: int = 1) -> Run:
+    arguments = (str(folder), how)
+    return Run(name=folder.name, arguments=arguments, folder=folder, seconds=seconds, processes=processes)
+
+
+def batch_size(run: Run) -> int:
+    return int(run.arguments[run.arguments.index("--batch_size") + 1])
 
 
 def forever() -> float:
@@ -112,6 +123,51 @@ def test_a_signal_ends_all_runs(tmp_path):
     stop = threading.Event()
     stop.set()
     assert not train([run(tmp_path / name, "endless") for name in "ab"], until=forever(), stop=stop)
+
+
+@pytest.fixture
+def begun(tmp_path) -> Iterator[threading.Event]:
+    """Is set when runs `a` and `b` have written their checkpoints."""
+    event, over = threading.Event(), threading.Event()
+    wanted = [tmp_path / name / "step-00000001" / "config.json" for name in "ab"]
+
+    def watch() -> None:
+        while not (over.wait(0.05) or all(path.exists() for path in wanted)):
+            pass
+        event.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield event
+    over.set()
+    watcher.join()
+
+
+def test_runs_of_several_processes_are_stopped_and_saved_or_said_not_to_be(tmp_path, begun):
+    saved, lost = (run(tmp_path / name, how, processes=2) for name, how in (("a", "endless"), ("b", "unsaved")))
+    with pytest.raises(TrainingError, match=r"b ended with code 1: dalle3 train: no space left .*b\.log"):
+        train([saved, lost], until=forever(), stop=begun)
+    assert "stopped early" in saved.log.read_text()
+    assert saved.spent > 0
+    assert not saved.finished
+    threads = (saved.checkpoint / "config.json").read_text()
+    assert threads == str(max(1, (os.cpu_count() or 1) // 2))
+
+
+def test_several_processes_share_the_batches_of_a_size(data):
+    alone, shared = plan(data), plan(data, processes=2)
+    for stage in STAGES:
+        for name in stage:
+            assert batch_size(shared.run(name)) * 2 == batch_size(alone.run(name))
+
+
+def test_processes_that_cannot_share_a_batch_are_one_line(tmp_path, capsys):
+    line = ["--data", str(tmp_path), "--minutes", "1", "--out", str(tmp_path / "out"), "--processes"]
+    assert main([*line, "3"]) == 2
+    assert main([*line, "0"]) == 2
+    three, none = capsys.readouterr().err.splitlines()
+    assert "codec has batches of 16, which --processes 3 cannot share" in three
+    assert "--processes is 0" in none
 
 
 def test_a_run_that_made_all_its_steps_is_finished_before_its_time(tmp_path):
