@@ -212,6 +212,7 @@ def test_previews_show_held_out_pictures():
     ("changes", "message"),
     [
         ({"emb_input_dims": 16}, "emb_input_dims is 16, but codes of this image tokenizer become 8 channels"),
+        ({"channel_mult": (1.0,)}, "1 levels make 0 pixels of a code, but the image tokenizer reads 2"),
         ({"channel_mult": (1.0, 1.0)}, "2 levels make 1 pixels of a code, but the image tokenizer reads 2"),
         ({"null_embedding": False}, "emb_dropout is 0.1, which needs null_embedding"),
         ({"learn_sigma": False}, "learn_sigma is False and variance is learned_range"),

@@ -160,7 +160,7 @@ def check_codec(config: DecoderConfig, codec: ImageTokenizer, task: DiffusionTas
             f"emb_input_dims is {unet.emb_input_dims}, but codes of this image tokenizer become {codec.embed_dim} "
             "channels; leave it out"
         )
-    if config.pixels_per_code % codec.factor:
+    if config.pixels_per_code < codec.factor or config.pixels_per_code % codec.factor:
         raise ConfigError(
             f"{len(unet.widths)} levels make {config.pixels_per_code} pixels of a code, but the image tokenizer reads "
             f"{codec.factor}; the first must be a multiple of the second: each level of channel_mult doubles it"
