@@ -20,7 +20,7 @@ from dalle3.errors import ConfigError, DataError
 from dalle3.files import whole_file
 from dalle3.log import note
 from dalle3.models.image_tokenizer import ImageTokenizer
-from dalle3.runtime import place_among_processes
+from dalle3.runtime import keep_freed_memory, place_among_processes
 from dalle3.train.encode import SHARD, codec_of, encode_missing
 from dalle3.train.launch import local_device
 
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     crop = from_args(CropConfig, args, base={"random_resize_crop_lower_ratio": 1.0})
     checkpoint = read_as(config.vae_path, CODEC, flag="--vae_path", config_path=config.vqgan_config_path)
     codec: Any = build(checkpoint, device=local_device(config.device))
+    keep_freed_memory()
     source = open_pictures(config.image_text_folder, columns=config.wds)
     maker = codec_of(cast(ImageTokenizer, codec), grid=config.image_grid or checkpoint_grid(codec))
     _settle(config, crop, maker, num_samples=len(source))

@@ -28,7 +28,7 @@ from dalle3.evaluate.report import Report, Row
 from dalle3.log import note
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.rerank import load_clip
-from dalle3.runtime import pick_device
+from dalle3.runtime import keep_freed_memory, pick_device
 
 HELP = "measure a model on captioned pictures"
 SHARD = "-00000"
@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     """
     config = from_args(EvaluateConfig, args)
     splits = name_splits(args.data)
+    keep_freed_memory()
     about, measure = PARTS[args.part][2](args, config)
     asked = {key: value for key, value in to_dict(config).items() if key not in ("json", "keep_drawn")}
     report = Report({"part": args.part, **about, **asked}, config.json)
