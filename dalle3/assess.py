@@ -30,7 +30,7 @@ from dalle3.errors import ConfigError
 from dalle3.evaluate.closeness import Closeness
 from dalle3.evaluate.examples import Examples
 from dalle3.evaluate.frechet import frechet_distance
-from dalle3.evaluate.judge import Judge, Retrieval, best_of
+from dalle3.evaluate.judge import Judge, Retrieval, best_of, mean_cosine
 from dalle3.evaluate.report import Row
 from dalle3.files import whole_file
 from dalle3.models.decoder import enlarged
@@ -103,18 +103,19 @@ def measure_decoder(
     seed: int,
     kept: Kept,
 ) -> list[Row]:
-    """Two rows, of the image tokenizer's own pictures, enlarged, and of the decoder's: how near they are to originals.
+    """A row of the image tokenizer's own pictures, enlarged, and one of the decoder's: how near they are to originals.
 
     Args:
         decoder: the second stage.
         batches: pictures of the decoder's size.
         settings: how it decodes.
-        judge: adds the Fréchet distances to the originals.
+        judge: adds the Fréchet distances to the originals and, where every picture has a caption, the mean cosines
+            with these, in a third row for the originals too.
         seed: of its noise.
         kept: where decoded pictures are kept.
     """
     names = ("codes, enlarged", "decoded")
-    closeness, seen, number = [Closeness() for _ in names], [], 0
+    closeness, seen, captions, number = [Closeness() for _ in names], [], [], 0
     for examples in batches:
         codes = codes_of(decoder, examples.pictures)
         redraw = Redrawing(decoder, settings, seed=seed, kept=kept)
@@ -123,14 +124,20 @@ def measure_decoder(
             closeness[place].add(pictures, examples.pictures)
         if judge is not None:
             seen.append(torch.stack([judge.see(pictures) for pictures in (*drawn, examples.pictures)]))
+        captions += examples.captions
         number += len(codes)
     rows: list[Row] = [
         {"pictures": name, "number": number, **found.figures()} for name, found in zip(names, closeness, strict=True)
     ]
-    if seen and number >= 2:
-        *ours, real = torch.cat(seen, dim=1)
-        for row, features in zip(rows, ours, strict=True):
-            row["frechet"] = frechet_distance(features, real)
+    if judge is None or number < 2:
+        return rows
+    *ours, real = features = torch.cat(seen, dim=1)
+    for row, found in zip(rows, ours, strict=True):
+        row["frechet"] = frechet_distance(found, real)
+    if all(captions):
+        rows.append({"pictures": "originals", "number": number})
+        for row, found in zip(rows, features, strict=True):
+            row["clip_score"] = mean_cosine(found, judge.read(captions))
     return rows
 
 

@@ -72,11 +72,16 @@ class Retrieval:
 
     def score(self, pictures: Tensor) -> float:
         """The mean cosine of pictures (N, E) and their captions."""
-        return float((pictures * self.features).sum(1).mean())
+        return mean_cosine(pictures, self.features)
 
     def _draw(self, distinct: Tensor, own: Tensor, rng: torch.Generator) -> Tensor:
         wrong = distinct[distinct != own]
         return wrong[torch.randperm(len(wrong), generator=rng)[: self.among - 1]]
+
+
+def mean_cosine(pictures: Tensor, captions: Tensor) -> float:
+    """The mean cosine of pictures (N, E) and their captions (N, E), unit vectors."""
+    return float((pictures * captions).sum(1).mean())
 
 
 def best_of(pictures: Tensor, captions: Tensor, number: int) -> Tensor:

@@ -71,8 +71,15 @@ def test_an_image_tokenizer_is_measured_on_each_data_set(world, capsys):
 
 def test_a_decoder_is_measured_beside_the_pictures_of_the_codes(world):
     found = measured(f"decoder --model_path {world}/model --steps 2 --data {world}/val")
-    assert [row["pictures"] for row in found["val"]] == ["codes, enlarged", "decoded"]
-    assert all({"psnr", "frechet"} < set(row) for row in found["val"])
+    assert [row["pictures"] for row in found["val"]] == ["codes, enlarged", "decoded", "originals"]
+    assert all({"psnr", "frechet", "clip_score"} < set(row) for row in found["val"][:2])
+    assert set(found["val"][2]) == {"pictures", "number", "clip_score"}
+
+
+def test_a_decoder_is_measured_on_pictures_without_captions_too(world, tmp_path):
+    shutil.copytree(world / "val", tmp_path / "bare", ignore=shutil.ignore_patterns("*.txt"))
+    found = measured(f"decoder --model_path {world}/model --steps 2 --data bare")
+    assert all({"psnr", "frechet"} < set(row) and "clip_score" not in row for row in found["bare"])
 
 
 def test_without_a_clip_a_decoder_has_no_frechet_distance_and_says_so(world, capsys, tmp_path):
