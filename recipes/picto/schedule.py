@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,11 +28,19 @@ SECONDS_TO_SAVE = 600  # torchrun's own patience, 30, is little for a step and a
 
 
 @dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of a training, which continues the stretch before."""
+
+    arguments: tuple[str, ...]  # of `dalle3`
+    share: float = 1.0  # of the training's seconds
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A training and the seconds it may take in all. Its folder knows how many it took: `spent.json`."""
 
     name: str
-    arguments: tuple[str, ...]  # of `dalle3`
+    phases: tuple[Phase, ...]
     folder: Path
     seconds: float
     processes: int = 1  # that train together
@@ -46,6 +56,13 @@ class Run:
         """Whether it made all its steps, or has used its time up."""
         path = self.folder / "spent.json"
         return path.exists() and (json.loads(path.read_text())["done"] or self.spent >= self.seconds)
+
+    def now(self) -> tuple[Phase, float]:
+        """The phase that is to be trained now, and the seconds left of it."""
+        ends = [self.seconds * share for share in itertools.accumulate(phase.share for phase in self.phases)]
+        ends[-1] = self.seconds  # whatever rounding made of the sum
+        place = bisect.bisect_right(ends[:-1], self.spent)
+        return self.phases[place], ends[place] - self.spent
 
     @property
     def checkpoint(self) -> Path:
@@ -93,19 +110,21 @@ def train(runs: Sequence[Run], *, until: float, stop: threading.Event) -> bool:
     Raises:
         TrainingError: one failed; the others are stopped, and saved.
     """
-    began = time.monotonic()
-    calls = [_start(run) for run in runs]
-    while any(call.process.poll() is None for call in calls):
+    calls, failed = [_start(run) for run in runs], []
+    while calls:
         time.sleep(TICK)
-        elapsed = time.monotonic() - began
-        failed = any(call.process.poll() and not call.stopped_well for call in calls)
+        over = bool(failed) or time.monotonic() >= until or stop.is_set()
         for call in calls:
-            over = elapsed >= call.seconds or time.monotonic() >= until or stop.is_set() or failed
-            if over and call.process.poll() is None:
+            if (over or call.over) and call.process.poll() is None:
                 call.process.terminate()
                 call.process.wait()  # it saves
-    for call in calls:
-        _end(call, time.monotonic() - began)
+        ended = [call for call in calls if call.process.poll() is not None]
+        calls = [call for call in calls if call not in ended]
+        failed += [call for call in ended if not _end(call)]
+        if not over and not failed:
+            calls += [_start(call.run) for call in ended if call.over and not call.run.finished]
+    if failed:
+        raise TrainingError("; ".join(call.complaint for call in failed))
     return all(run.finished for run in runs)
 
 
@@ -121,14 +140,20 @@ def call_all(arguments: Sequence[str], *, processes: int) -> None:
         raise TrainingError(f"dalle3 {arguments[0]} ended with code {code}; see above")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Call:
-    """A run while it trains."""
+    """A run while it trains: one phase, or what is left of it."""
 
     run: Run
     process: subprocess.Popen[bytes]
-    seconds: float  # that it may still take
+    began: float  # a `time.monotonic`
+    seconds: float  # that the phase may still take
     log_start: int  # bytes of the log that are of calls before
+
+    @property
+    def over(self) -> bool:
+        """Whether the time of the phase is used up."""
+        return time.monotonic() >= self.began + self.seconds
 
     @property
     def said(self) -> str:
@@ -148,23 +173,27 @@ class _Call:
 
     @property
     def complaint(self) -> str:
-        """Why it failed: dalle3's line about it, else the last line before torchrun's own."""
+        """That it failed, and why: dalle3's line about it, else the last line before torchrun's own."""
         lines = self.said.splitlines()
         before = list(itertools.takewhile(lambda line: "torch/distributed/elastic" not in line, lines)) or [""]
-        return next((line for line in lines if line.startswith("dalle3 train: ")), before[-1])
+        why = next((line for line in lines if line.startswith("dalle3 train: ")), before[-1])
+        return f"{self.run.name} ended with code {self.process.returncode}: {why} ({self.run.log})"
 
 
 def _start(run: Run) -> _Call:
     run.folder.mkdir(parents=True, exist_ok=True)
+    phase, seconds = run.now()
+    typed = f"torchrun --standalone --nproc_per_node {run.processes} $(which dalle3)" if run.processes > 1 else "dalle3"
+    note(f"{typed} {shlex.join(phase.arguments)}")
     note(f"{run.name}: {run.spent / 60:.1f} of {run.seconds / 60:.1f} minutes are done; log in {run.log}")
-    line, environment = [*DALLE3, *run.arguments], dict(os.environ)
+    line, environment = [*DALLE3, *phase.arguments], dict(os.environ)
     if run.processes > 1:
         line, environment = [*TORCHRUN, str(run.processes), *line], {**environment, **_divided(run.processes)}
     with run.log.open("ab") as log:
-        before = log.tell()
+        before, began = log.tell(), time.monotonic()
         # Of its own session: a Ctrl-C reaches this program alone, which then asks each run to end once.
         process = subprocess.Popen(line, env=environment, stdout=log, stderr=log, start_new_session=True)
-    return _Call(run=run, process=process, seconds=run.seconds - run.spent, log_start=before)
+    return _Call(run=run, process=process, began=began, seconds=seconds, log_start=before)
 
 
 def _divided(processes: int) -> dict[str, str]:
@@ -176,9 +205,11 @@ def _divided(processes: int) -> dict[str, str]:
     }
 
 
-def _end(call: _Call, seconds: float) -> None:
+def _end(call: _Call) -> bool:
+    """Notes the time that a call took; False where it failed, which counts as no time."""
     run, code = call.run, call.process.returncode
     if code and not call.stopped_well:
-        raise TrainingError(f"{run.name} ended with code {code}: {call.complaint} ({run.log})")
-    run.note(seconds, done=code == 0 and "stopped early" not in call.said)
+        return False
+    run.note(time.monotonic() - call.began, done=code == 0 and "stopped early" not in call.said)
     note(f"{run.name}: {run.spent / 60:.1f} of {run.seconds / 60:.1f} minutes are done")
+    return True

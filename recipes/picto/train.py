@@ -2,14 +2,14 @@
 
 Trains image tokenizer and CLIP, encodes the pictures, trains DALLE and decoder, and packs them, by commands of `dalle3`
 that it prints. `--minutes` is what training may take in all; `--this_call` ends a call earlier. Called again, it goes
-on where it was. The sizes are in `sizes/`, with the flags of every command.
+on where it was. The sizes are in `sizes/`, with the flags of every command, and the phases of a part that has some:
+shares of its time with a source or flags of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
 import sys
 import tarfile
@@ -23,12 +23,13 @@ from typing import Any
 from dalle3.errors import ConfigError, Dalle3Error, DataError
 from dalle3.files import whole_folder
 from dalle3.log import note
-from recipes.picto.schedule import Run, call_all, stoppable, train
+from recipes.picto.schedule import Phase, Run, call_all, stoppable, train
 
 EVERY = {"keep_n_checkpoints": 2, "save_every_n_steps": 500, "log_every_n_steps": 50, "sample_every_n_steps": 500}
 SIZES = Path(__file__).parent / "sizes"
 TRAIN, VAL = "train-*.tar", "val-*.tar"
 FLAGS = {"dalle": "--dalle_path", "clip": "--clip", "decoder": "--decoder"}  # of `dalle3 pack`
+CODES, FIRST = "codes", "codes-first"  # what a DALLE is trained on: of all pictures, and of the first lesson
 STAGES = (("codec", "clip"), ("dalle", "decoder"))  # what is in one needs only what is in those before
 
 
@@ -44,41 +45,49 @@ class Plan:
     processes: int = 1  # of each training
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where the processes cannot share a batch."""
+        """Raises ConfigError where a phase cannot be, or the processes cannot share a batch."""
         if self.processes < 1:
             raise ConfigError(f"--processes is {self.processes}; it must be at least 1")
         for name in self.size["parts"]:
-            if self.batch_size(name) % self.processes:
-                raise ConfigError(
-                    f"{name} has batches of {self.batch_size(name)}, which --processes {self.processes} cannot share; "
-                    "take a divisor, or change batch_size in the JSON of --size"
-                )
+            phases = self.phases(name)
+            check_phases(name, phases)
+            for size in (batch_size(self.flags(name, phase)) for phase in phases):
+                if size % self.processes:
+                    raise ConfigError(
+                        f"{name} has batches of {size}, which --processes {self.processes} cannot share; "
+                        "take a divisor, or change batch_size in the JSON of --size"
+                    )
 
-    def batch_size(self, name: str) -> int:
-        """Examples of a step of a part, in all its processes together."""
-        if (given := self.size["parts"][name]["flags"].get("batch_size")) is not None:
-            return given
-        from dalle3.train.loop import LoopConfig
+    def phases(self, name: str) -> list[dict[str, Any]]:
+        """The phases of a part as the size has them; one where it has none."""
+        return self.size["parts"][name].get("phases", [{"share": 1}])
 
-        return LoopConfig().batch_size
+    def flags(self, name: str, phase: dict[str, Any]) -> dict[str, Any]:
+        """The flags of a part in one of its phases."""
+        return {**self.size["parts"][name]["flags"], **phase.get("flags", {})}
 
     def run(self, name: str) -> Run:
         """The training of a part."""
-        part = self.size["parts"][name]
-        place = ["--out", str(self.out / name), "--resume", "auto", "--image_text_folder", self.source(name)]
-        own = {**part["flags"], "batch_size": self.batch_size(name) // self.processes}
-        flags = [*self.shared, *as_flags(own), *self.needs(name)]  # of two the last counts: a part's own
+        phases = self.phases(name)
         return Run(
             name=name,
-            arguments=("train", part["train"], *place, *flags),
+            phases=tuple(Phase(arguments=self.arguments(name, phase), share=phase["share"]) for phase in phases),
             folder=self.out / name,
-            seconds=60 * self.minutes * part["share"],
+            seconds=60 * self.minutes * self.size["parts"][name]["share"],
             processes=self.processes,
         )
 
-    def source(self, name: str) -> str:
-        """What a part is trained on."""
-        return str(self.out / "codes") if name == "dalle" else pattern(self.data, TRAIN)
+    def arguments(self, name: str, phase: dict[str, Any]) -> tuple[str, ...]:
+        """What `dalle3` is called with for a part in one of its phases."""
+        source, own = self.source(name, phase), self.flags(name, phase)
+        place = ["--out", str(self.out / name), "--resume", "auto", "--image_text_folder", source]
+        own["batch_size"] = batch_size(own) // self.processes
+        flags = [*self.shared, *as_flags(own), *self.needs(name)]  # of two the last counts: a part's own
+        return ("train", self.size["parts"][name]["train"], *place, *flags)
+
+    def source(self, name: str, phase: dict[str, Any]) -> str:
+        """What a part is trained on in one of its phases."""
+        return str(self.out / phase.get("source", CODES)) if name == "dalle" else pattern(self.data, TRAIN)
 
     def needs(self, name: str) -> list[str]:
         """The flags of what a part needs of those before it."""
@@ -128,20 +137,13 @@ def carry_out(plan: Plan, *, together: bool, workers: int, until: float, stop: t
         if stage == STAGES[1]:
             freeze_codec(plan)
             encode(plan, processes=max(1, workers))
+            choose_first(plan)
         for runs in grouped(plan, stage, together=together):
-            for run in runs:
-                note(f"{launcher(run)} {shlex.join(run.arguments)}")
             if not train(runs, until=until, stop=stop):
                 note("stopped early; the same command goes on where this ended")
                 return 3
     pack(plan)
     return 0
-
-
-def launcher(run: Run) -> str:
-    """What one types before the arguments of a run."""
-    several = f"torchrun --standalone --nproc_per_node {run.processes} $(which dalle3)"
-    return several if run.processes > 1 else "dalle3"
 
 
 def grouped(plan: Plan, stage: Sequence[str], *, together: bool) -> Iterator[list[Run]]:
@@ -189,9 +191,19 @@ def freeze_codec(plan: Plan) -> None:
 
 def encode(plan: Plan, *, processes: int) -> None:
     """Encodes the pictures that are not encoded yet, in so many processes."""
-    source, out = pattern(plan.data, TRAIN), str(plan.out / "codes")
+    source, out = pattern(plan.data, TRAIN), str(plan.out / CODES)
     line = ("encode", "--image_text_folder", source, "--vae_path", str(plan.codec), "--out", out)
     call_all([*line, "--shard_size", "4000"], processes=processes)
+
+
+def choose_first(plan: Plan) -> None:
+    """Sets aside the codes of the first lesson, where the DALLE has one."""
+    folder = plan.out / FIRST
+    if not folder.is_dir() and any(phase.get("source") == FIRST for phase in plan.phases("dalle")):
+        from recipes.picto.lessons import first_lesson
+
+        number = first_lesson(tars(plan.data, TRAIN), plan.out / CODES, folder)
+        note(f"{folder}: {number} samples")
 
 
 def pack(plan: Plan) -> None:
@@ -200,7 +212,8 @@ def pack(plan: Plan) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     parts = {name: str(plan.run(name).checkpoint) for name in FLAGS}
     paths = [word for name, flag in FLAGS.items() for word in (flag, parts[name])]
-    call_all(["pack", str(folder), *paths, "--most_mb", "60"], processes=1)
+    best = as_flags(plan.size.get("recommended", {}))
+    call_all(["pack", str(folder), *paths, "--most_mb", "60", *best], processes=1)
 
 
 def read_size(name: str) -> dict[str, Any]:
@@ -214,6 +227,29 @@ def read_size(name: str) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"--size {name}: {path} cannot be read as JSON ({error})") from None
+
+
+def check_phases(name: str, phases: list[dict[str, Any]]) -> None:
+    """Raises ConfigError where the phases of a part are not what this program makes of phases."""
+    where, shares = f"the phases of {name} in the JSON of --size", [phase.get("share", 0) for phase in phases]
+    if min(shares, default=0) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ConfigError(f"{where} have the shares {shares} of its time; all must be above 0, and their sum 1")
+    for phase in phases:
+        if unknown := phase.keys() - {"share", "source", "flags"}:
+            raise ConfigError(f"{where} have {', '.join(sorted(unknown))}; a phase has share, source and flags")
+        if (source := phase.get("source")) is not None and (name != "dalle" or source not in (CODES, FIRST)):
+            raise ConfigError(f"{where} have the source {source}; only dalle has one, {CODES} or {FIRST}")
+        if "steps" in phase.get("flags", {}):
+            raise ConfigError(f"{where} have steps; these count through all phases, so they go into the part's flags")
+
+
+def batch_size(flags: dict[str, Any]) -> int:
+    """Examples of a step, in all processes together."""
+    if (given := flags.get("batch_size")) is not None:
+        return given
+    from dalle3.train.loop import LoopConfig
+
+    return LoopConfig().batch_size
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -11,14 +12,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dalle3.cli import pack as pack_command
 from dalle3.cli import train as train_command
 from dalle3.errors import ConfigError, DataError, TrainingError
 from recipes.picto import schedule
-from recipes.picto.schedule import Run, call_all, train
-from recipes.picto.train import SIZES, STAGES, Plan, as_flags, captions, grouped, main, pattern, read_size
+from recipes.picto.schedule import Phase, Run, call_all, train
+from recipes.picto.train import SIZES, STAGES, Plan, as_flags, captions, grouped, main, pack, pattern, read_size
 
 # A stand-in for `dalle3 train`: its argument says how it behaves. It says what dalle3 says.
 WORKER = """
@@ -31,11 +34,23 @@ if os.environ.get("RANK", "0") == "0":
     (folder / "step-00000001" / "config.json").write_text(os.environ.get("OMP_NUM_THREADS", ""))
 if how == "fail":
     sys.exit("it broke")
-while how != "short" and not stop:
+while how not in ("short", "stops") and not stop:
     time.sleep(0.01)
+if how == "stops":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
 if how == "unsaved":
-    sys.exit("dalle3 train: no space left")
+    os.write(2, b"dalle3 train: no space left\\n")  # at once, as another process says it too
+    sys.exit(1)
 print("stopped early" if stop else "done", "holds the model after 1 steps", flush=True)
+"""
+
+# One for `dalle3 pack`: writes down its arguments.
+PACKER = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[2])
+folder.mkdir()
+(folder / "packed").write_text(json.dumps(sys.argv[2:]))
 """
 
 
@@ -65,12 +80,40 @@ def plan(data: Path, size: str = "small", minutes: float = 10, processes: int = 
 
 
 def run(folder: Path, how: str, *, seconds: float = 60, processes: int = 1) -> Run:
-    arguments = (str(folder), how)
-    return Run(name=folder.name, arguments=arguments, folder=folder, seconds=seconds, processes=processes)
+    phases = (Phase(arguments=(str(folder), how)),)
+    return Run(name=folder.name, phases=phases, folder=folder, seconds=seconds, processes=processes)
 
 
-def batch_size(run: Run) -> int:
-    return int(run.arguments[run.arguments.index("--batch_size") + 1])
+def phased(folder: Path, *hows: str, spent: float) -> Run:
+    """A run of a minute in phases of equal length, called 1, 2, ..., which took `spent` seconds until now."""
+    phases = (
+        Phase(arguments=(str(folder), how, str(number)), share=1 / len(hows)) for number, how in enumerate(hows, 1)
+    )
+    made = Run(name=folder.name, phases=tuple(phases), folder=folder, seconds=60)
+    folder.mkdir()
+    made.note(spent, done=False)
+    return made
+
+
+def begun_phases(printed: str) -> list[str]:
+    """The phases that calls say they begin."""
+    return [line.split()[-1] for line in printed.splitlines() if line.startswith("dalle3 ")]
+
+
+def flag(arguments: tuple[str, ...], name: str) -> str:
+    """The value of a flag; of two the last counts."""
+    return dict(itertools.pairwise(arguments))[name]
+
+
+def batch_sizes(run: Run) -> list[int]:
+    return [int(flag(phase.arguments, "--batch_size")) for phase in run.phases]
+
+
+def dalle(data: Path, *phases: dict[str, Any], **parts: Any) -> Plan:
+    """A plan of which the DALLE has these phases."""
+    size = read_size("small")
+    size["parts"]["dalle"]["phases"] = list(phases)
+    return Plan(data=data, out=data.parent / "runs", size=size, minutes=10, shared=(), **parts)
 
 
 def forever() -> float:
@@ -83,7 +126,8 @@ def test_every_flag_of_a_size_is_one_of_dalle3_train(size, data):
     train_command.add_arguments(parser)
     for stage in STAGES:
         for name in stage:
-            parser.parse_args(plan(data, size).run(name).arguments[1:])
+            for phase in plan(data, size).run(name).phases:
+                parser.parse_args(phase.arguments[1:])
 
 
 @pytest.mark.parametrize("size", sorted(path.stem for path in SIZES.glob("*.json")))
@@ -158,7 +202,7 @@ def test_several_processes_share_the_batches_of_a_size(data):
     alone, shared = plan(data), plan(data, processes=2)
     for stage in STAGES:
         for name in stage:
-            assert batch_size(shared.run(name)) * 2 == batch_size(alone.run(name))
+            assert [2 * size for size in batch_sizes(shared.run(name))] == batch_sizes(alone.run(name))
 
 
 def test_processes_that_cannot_share_a_batch_are_one_line(tmp_path, capsys):
@@ -179,6 +223,94 @@ def test_a_run_that_made_all_its_steps_is_finished_before_its_time(tmp_path):
 def test_a_run_that_fails_is_named_with_its_last_line_and_the_others_end(tmp_path):
     with pytest.raises(TrainingError, match=r"b ended with code 1: it broke .*b\.log"):
         train([run(tmp_path / "a", "endless"), run(tmp_path / "b", "fail")], until=forever(), stop=threading.Event())
+
+
+@pytest.mark.parametrize(("spent", "place", "left"), [(0, 0, 20), (19, 0, 1), (20, 1, 20), (59, 2, 1)])
+def test_a_run_is_in_the_phase_that_its_time_says(tmp_path, spent, place, left):
+    three = phased(tmp_path / "a", "endless", "endless", "endless", spent=spent)
+    phase, seconds = three.now()
+    assert phase == three.phases[place]
+    assert seconds == pytest.approx(left)
+
+
+def test_a_phase_whose_time_is_used_up_is_followed_by_the_next(tmp_path, capsys):
+    two = phased(tmp_path / "a", "endless", "short", spent=29.9)
+    assert train([two], until=forever(), stop=threading.Event())
+    assert begun_phases(capsys.readouterr().err) == ["1", "2"]
+    assert 30 <= two.spent < 60
+
+
+def test_a_phase_that_was_stopped_is_gone_on_with(tmp_path, capsys):
+    two = phased(tmp_path / "a", "endless", "endless", spent=30)
+    for _ in range(2):
+        assert not train([two], until=time.monotonic() + 0.1, stop=threading.Event())
+    assert begun_phases(capsys.readouterr().err) == ["2", "2"]
+
+
+def test_a_phase_that_fails_ends_the_run_beside_it_whose_time_counts(tmp_path):
+    breaks, beside = phased(tmp_path / "a", "endless", "fail", spent=29.9), run(tmp_path / "b", "endless")
+    with pytest.raises(TrainingError, match=r"a ended with code 1: it broke"):
+        train([breaks, beside], until=forever(), stop=threading.Event())
+    assert 30 <= breaks.spent < 60
+    assert beside.spent > 0
+
+
+def test_a_run_that_made_all_its_steps_has_no_further_phase(tmp_path, capsys):
+    short = phased(tmp_path / "a", "short", "endless", spent=0)
+    assert train([short], until=forever(), stop=threading.Event())
+    assert begun_phases(capsys.readouterr().err) == ["1"]
+
+
+def test_a_run_that_someone_else_stops_is_left_to_the_next_call(tmp_path, capsys):
+    itself = phased(tmp_path / "a", "stops", "stops", spent=0)
+    assert not train([itself], until=forever(), stop=threading.Event())
+    assert begun_phases(capsys.readouterr().err) == ["1"]
+
+
+def test_the_small_dalle_learns_things_alone_first_and_ends_with_a_smaller_rate(data):
+    first, all_of_them, last = (phase.arguments for phase in plan(data).run("dalle").phases)
+    sources = [Path(flag(arguments, "--image_text_folder")).name for arguments in (first, all_of_them, last)]
+    assert sources == ["codes-first", "codes", "codes"]
+    rates = [float(flag(arguments, "--learning_rate")) for arguments in (first, all_of_them, last)]
+    assert rates[0] == rates[1] > rates[2]
+
+
+def test_processes_share_the_batches_of_a_phase_too(data):
+    phases = {"share": 0.5}, {"share": 0.5, "flags": {"batch_size": 8}}
+    assert batch_sizes(dalle(data, *phases, processes=4).run("dalle")) == [8, 2]
+    with pytest.raises(ConfigError, match="dalle has batches of 8, which --processes 16"):
+        dalle(data, *phases, processes=16)
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"),
+    [
+        ([], r"shares \[\] of its time"),
+        ([{"share": 0.5}, {"share": 0.4}], r"shares \[0.5, 0.4\] of its time"),
+        ([{"share": 1.5}, {"share": -0.5}], "above 0"),
+        ([{"share": 1, "flag": {}}], "have flag; a phase has share, source and flags"),
+        ([{"share": 1, "source": "codes-last"}], "source codes-last; only dalle has one, codes or codes-first"),
+        ([{"share": 1, "flags": {"steps": 9}}], "they go into the part's flags"),
+    ],
+)
+def test_phases_that_cannot_be_are_one_line(data, phases, said):
+    with pytest.raises(ConfigError, match=said):
+        dalle(data, *phases)
+
+
+@pytest.mark.parametrize("size", sorted(path.stem for path in SIZES.glob("*.json")))
+def test_what_a_size_recommends_is_packed_by_flags_of_dalle3_pack(size, data, monkeypatch):
+    monkeypatch.setattr(schedule, "DALLE3", (schedule.sys.executable, "-c", PACKER))
+    made = plan(data, size)
+    for name in ("dalle", "clip", "decoder"):
+        (made.run(name).folder / "step-00000001").mkdir(parents=True)
+        (made.run(name).folder / "step-00000001" / "config.json").touch()
+    pack(made)
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    pack_command.add_arguments(parser)
+    args = vars(parser.parse_args(json.loads((made.out / "model" / "packed").read_text())))
+    wanted = read_size(size)["recommended"]
+    assert {name: args[name] for name in wanted} == wanted
 
 
 def test_a_command_that_fails_in_one_of_its_processes_fails(tmp_path):

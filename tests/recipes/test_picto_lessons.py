@@ -1,0 +1,91 @@
+"""The codes that a DALLE learns from first."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from dalle3.data.codes import Codec, CodeShards, write_shard
+from dalle3.errors import DataError
+from recipes.picto.lessons import first_lesson
+from recipes.picto.samples import add_file
+from recipes.picto.train import Plan, choose_first, read_size, tars
+
+CODEC = Codec(kind="vae", vocab=100, grid=2, sha256="0")
+SCENES = (
+    ("single", "a red fox"),
+    ("pair", "a fox and a cat"),
+    ("char", "a face"),
+    ("hue", "a blue fox"),
+    ("count", "two cats"),
+)
+
+
+def write_data(folder: Path, scenes=SCENES) -> Path:
+    """Tars of two scenes each, of which only what is said about them is there."""
+    folder.mkdir()
+    for number, (kind, text) in enumerate(scenes):
+        with tarfile.open(folder / f"train-{number // 2:05d}.tar", "a") as tar:
+            about = json.dumps({"kind": kind, "captions": [text, "a thing"]})
+            add_file(tar, f"{number}.txt", text.encode())
+            add_file(tar, f"{number}.json", about.encode())
+    return folder
+
+
+def write_codes(folder: Path, texts: list[str]) -> Path:
+    """The codes of pictures with these captions; those of picture n are n."""
+    codes = torch.arange(len(texts)).view(-1, 1, 1).expand(-1, 2, 2)
+    for place in range(0, len(texts), 3):
+        part = slice(place, place + 3)
+        lines = [(text, "a thing") for text in texts[part]]
+        write_shard(folder / f"codes-{place // 3:05d}.safetensors", codes[part], captions=lines, codec=CODEC)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_data(tmp_path / "data")
+
+
+@pytest.fixture
+def codes(tmp_path) -> Path:
+    return write_codes(tmp_path / "runs" / "codes", [text for _, text in SCENES])
+
+
+def test_things_alone_are_there_twice_and_pairs_and_counts_not_at_all(data, codes, tmp_path):
+    assert first_lesson(tars(data, "train-*.tar"), codes, tmp_path / "first") == 5
+    (shard,) = (tmp_path / "first").iterdir()
+    lesson = CodeShards([shard])
+    assert lesson.codec == CODEC
+    assert lesson.codes[:, 0, 0].tolist() == [0, 0, 2, 3, 3]
+    assert lesson.captions[2:4] == [("a face", "a thing"), ("a blue fox", "a thing")]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 4, 3), (0, 1, 2, 3)])
+def test_codes_of_other_pictures_or_in_another_order_are_refused(data, tmp_path, order):
+    other = write_codes(tmp_path / "codes", [SCENES[place][1] for place in order])
+    with pytest.raises(DataError, match="does not hold the codes of the pictures in"):
+        first_lesson(tars(data, "train-*.tar"), other, tmp_path / "first")
+    assert not (tmp_path / "first").exists()
+
+
+def test_a_lesson_of_nothing_is_refused(data, codes, tmp_path):
+    with pytest.raises(DataError, match="has no scene of glyph"):
+        first_lesson(tars(data, "train-*.tar"), codes, tmp_path / "first", times={"glyph": 1})
+
+
+def test_the_codes_of_the_first_lesson_are_made_once_and_only_for_a_size_that_has_one(data, codes):
+    full, small = (
+        Plan(data=data, out=codes.parent, size=read_size(size), minutes=1, shared=()) for size in ("full", "small")
+    )
+    choose_first(full)
+    assert not (codes.parent / "codes-first").exists()
+    choose_first(small)
+    (shard,) = (codes.parent / "codes-first").iterdir()
+    written = shard.stat().st_mtime_ns
+    choose_first(small)
+    assert shard.stat().st_mtime_ns == written
