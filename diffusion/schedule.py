@@ -87,7 +87,7 @@ def respaced_timesteps(betas: Tensor, respacing: str) -> tuple[int, ...]:
 
 
 def angle_timesteps(betas: Tensor, count: int, *, data_std: float = 0.5) -> tuple[int, ...]:
-    """The `count` increasing timesteps that divide the angle from picture to noise most evenly.
+    """The `count` increasing timesteps that divide the angle from picture to noise most evenly; one alone is the noise.
 
     In the angle atan(sigma / (data_std alpha)) the probability flow of normal data is a turn at constant speed,
     so this is where few steps go furthest: with dpm++ 2m at 10 steps of the linear schedule, on a mixture of two
@@ -105,7 +105,7 @@ def angle_timesteps(betas: Tensor, count: int, *, data_std: float = 0.5) -> tupl
         raise ConfigError(f"cannot keep {count} of {steps} steps; ask for 1 to {steps}")
     alphas_cumprod = torch.cumprod(1 - betas, dim=0)
     angles = (((1 - alphas_cumprod) / alphas_cumprod).sqrt() / data_std).atan()
-    wanted = torch.lerp(angles[0], angles[-1], torch.linspace(0, 1, count, dtype=torch.float64))
+    wanted = torch.lerp(angles[-1], angles[0], torch.linspace(0, 1, count, dtype=torch.float64)).flip(0)
     kept: list[int] = []
     for nearest in (angles[None] - wanted[:, None]).abs().argmin(dim=1).tolist():
         # Where the chain is coarser than the spacing, the next free timestep.

@@ -43,6 +43,10 @@ def test_a_linear_schedule_ends_equally_noisy_at_any_length():
     assert short == pytest.approx(long, rel=0.2)
 
 
+def test_a_single_step_begins_at_the_noise():
+    assert angle_timesteps(make_betas("cosine", 100), 1) == (99,)
+
+
 @given(count=st.integers(2, 100), schedule=st.sampled_from(["linear", "cosine"]))
 def test_an_even_angle_has_the_steps_it_names_and_both_ends(count, schedule):
     kept = angle_timesteps(make_betas(schedule, 100), count)
