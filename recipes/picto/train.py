@@ -28,6 +28,7 @@ from recipes.picto.schedule import Phase, Run, call_all, stoppable, train
 EVERY = {"keep_n_checkpoints": 2, "save_every_n_steps": 500, "log_every_n_steps": 50, "sample_every_n_steps": 500}
 SIZES = Path(__file__).parent / "sizes"
 TRAIN, VAL = "train-*.tar", "val-*.tar"
+CREDIT = "ATTRIBUTION.md"
 FLAGS = {"dalle": "--dalle_path", "clip": "--clip", "decoder": "--decoder"}  # of `dalle3 pack`
 CODES, FIRST = "codes", "codes-first"  # what a DALLE is trained on: of all pictures, and of the first lesson
 STAGES = (("codec", "clip"), ("dalle", "decoder"))  # what is in one needs only what is in those before
@@ -207,13 +208,15 @@ def choose_first(plan: Plan) -> None:
 
 
 def pack(plan: Plan) -> None:
-    """Puts all into the folder `model`, in place of one of an earlier call."""
+    """Puts all into the folder `model`, with the credit its data asks for, in place of one of an earlier call."""
     folder = plan.out / "model"
     shutil.rmtree(folder, ignore_errors=True)
     parts = {name: str(plan.run(name).checkpoint) for name in FLAGS}
     paths = [word for name, flag in FLAGS.items() for word in (flag, parts[name])]
     best = as_flags(plan.size.get("recommended", {}))
     call_all(["pack", str(folder), *paths, "--most_mb", "60", *best], processes=1)
+    if (credit := plan.data / CREDIT).exists():
+        shutil.copy(credit, folder)
 
 
 def read_size(name: str) -> dict[str, Any]:
