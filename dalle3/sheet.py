@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dalle3.errors import DataError, ImageError
 
 GAP = 8  # pixels around each tile, and between its pictures
-LINE, LINES = 14, 3  # pixels of a line of text, and lines of a prompt
+LINE, LINES = 16, 3  # pixels of a line of text, and lines of a prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def _drawn(tile: Tile, size: tuple[int, int], side: int) -> Image.Image:
     image = Image.new("RGB", size, "white")
     for place, path in enumerate(tile.paths):
         image.paste(_read(path, side), (GAP + place * (side + GAP), GAP))
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=LINE - 3)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=LINE - 5)
     letters = max(8, int((size[0] - 2 * GAP) / font.getlength("n")))
     lines = textwrap.wrap(tile.prompt, letters, max_lines=LINES, placeholder=" …")
     pen.text((size[0] / 2, side + 2 * GAP), "\n".join(lines), fill="black", font=font, anchor="ma", align="center")

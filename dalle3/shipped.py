@@ -35,6 +35,5 @@ def default_model(*, flag: str = "--dalle_path") -> Path:
     if (found := shipped().get(DEFAULT)) is not None:
         return found
     raise CheckpointError(
-        f"no default model is in this build, and none in {own}: run scripts/draw once, which trains a small one, or "
-        f"pass {flag}"
+        f"no default model is in this build, and none in {own}: put or link a model folder there, or pass {flag}"
     )

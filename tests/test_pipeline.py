@@ -260,7 +260,7 @@ def test_a_codec_is_not_taken_for_a_dalle(tmp_path):
 def test_the_default_model_is_the_one_in_home(tmp_path, monkeypatch):
     monkeypatch.setenv("DALLE3_HOME", str(tmp_path))
     monkeypatch.setattr("dalle3.shipped.ASSETS", tmp_path / "assets")
-    with pytest.raises(CheckpointError, match="run scripts/draw once"):
+    with pytest.raises(CheckpointError, match="put or link a model folder there"):
         dalle3.load()
     tiny.write_model(tmp_path / "default")
     assert dalle3.load().generate(PROMPT, n=1)

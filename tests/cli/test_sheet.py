@@ -37,18 +37,18 @@ def sheet(folder, *flags):
 
 def test_pictures_lie_in_rows_in_the_order_they_were_drawn(tmp_path):
     image = sheet(gallery(tmp_path), "--columns", "2", "--side", "32")
-    assert image.size == (2 * 48, 2 * 90)
-    assert [image.getpixel(place) for place in ((24, 24), (72, 24), (24, 114))] == [
+    assert image.size == (2 * 48, 2 * 96)
+    assert [image.getpixel(place) for place in ((24, 24), (72, 24), (24, 120))] == [
         (255, 0, 0),
         (0, 255, 0),
         (0, 0, 255),
     ]
-    assert image.getpixel((72, 114)) == (255, 255, 255)
+    assert image.getpixel((72, 120)) == (255, 255, 255)
 
 
 def test_a_decoded_picture_stands_beside_the_drawn_one(tmp_path):
     image = sheet(gallery(tmp_path, decoded=True), "--side", "32", "--number", "1")
-    assert image.size == (88, 90)
+    assert image.size == (88, 96)
     assert (image.getpixel((24, 24)), image.getpixel((64, 24))) == ((255, 0, 0), (0, 0, 0))
 
 

@@ -1,0 +1,50 @@
+"""The model that comes with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dalle3.cli import main
+from dalle3.shipped import DEFAULT, default_model, shipped
+
+MB = 10**6
+
+
+@pytest.fixture(autouse=True)
+def _a_machine_without_models_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("DALLE3_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_it_is_drawn_with_where_none_is_named():
+    assert default_model() == shipped()[DEFAULT]
+
+
+def test_it_takes_at_most_sixty_megabytes():
+    assert sum(path.stat().st_size for path in shipped()[DEFAULT].rglob("*") if path.is_file()) < 60 * MB
+
+
+def test_it_names_what_it_was_trained_on():
+    assert "Twemoji" in (shipped()[DEFAULT] / "ATTRIBUTION.md").read_text()
+
+
+def test_it_draws_its_example_decodes_it_and_ranks_it():
+    assert main(["generate", "--num_images", "1", "--seed", "0", "--clip_sort", "--diffusion", "--output_npy"]) == 0
+    (line,) = map(json.loads, Path("outputs/manifest.jsonl").read_text().splitlines())
+    assert [size(Path("outputs") / line[name]) for name in ("file", "decoded")] == [(128, 128), (256, 256)]
+    assert -1 <= line["score"] <= 1
+
+
+def test_its_codes_are_decoded_later_too():
+    assert main(["generate", "--text", "a red apple", "--num_images", "1", "--output_npy"]) == 0
+    assert main(["decode", "--input", "outputs/a_red_apple"]) == 0
+    assert size(Path("outputs/a_red_apple/0-decoded.png")) == (256, 256)
