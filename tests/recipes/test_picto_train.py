@@ -276,7 +276,7 @@ def test_the_small_dalle_learns_things_alone_first_and_ends_with_a_smaller_rate(
 
 
 def test_processes_share_the_batches_of_a_phase_too(data):
-    phases = {"share": 0.5}, {"share": 0.5, "flags": {"batch_size": 8}}
+    phases = [{"share": 0.5, "flags": {"batch_size": size}} for size in (32, 8)]
     assert batch_sizes(dalle(data, *phases, processes=4).run("dalle")) == [8, 2]
     with pytest.raises(ConfigError, match="dalle has batches of 8, which --processes 16"):
         dalle(data, *phases, processes=16)
