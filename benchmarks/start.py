@@ -22,7 +22,7 @@ def first(done, of):
     raise SystemExit
 
 model = load(device="cpu")
-text = tokenize(model.tokenizer, ["a purple crown, 3d render"], model.dalle.config.text_seq_len)[0]
+text = tokenize(model.tokenizer, [model.recommended.example or "a red circle"], model.dalle.config.text_seq_len)[0]
 model.decoder.draw(model.decoder.read(text), Sampling(top_p=0.9), seed=0, indices=[0], on_token=first)
 """
 
