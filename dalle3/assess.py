@@ -136,8 +136,9 @@ def measure_decoder(
         row["frechet"] = frechet_distance(found, real)
     if all(captions):
         rows.append({"pictures": "originals", "number": number})
+        text = judge.read(captions)
         for row, found in zip(rows, features, strict=True):
-            row["clip_score"] = mean_cosine(found, judge.read(captions))
+            row["clip_score"] = mean_cosine(found, text)
     return rows
 
 

@@ -6,7 +6,6 @@ On few steps a model learns objects faster where each fills its picture, and whe
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from dalle3.data.codes import CodeShards, write_shard
 from dalle3.errors import DataError
 from dalle3.files import whole_folder
+from recipes.picto.samples import files
 
 FIRST = {"single": 2, "hue": 2, "bg": 1, "badge": 1, "char": 1, "glyph": 1}  # times each kind of scene is there
 
@@ -49,9 +49,6 @@ def first_lesson(tars: list[Path], codes: Path, out: Path, *, times: Mapping[str
 
 def kinds(tars: list[Path]) -> Iterator[tuple[str, str]]:
     """Kind of scene and first caption of every sample, in order."""
-    for path in tars:
-        with tarfile.open(path) as tar:
-            for entry in tar:
-                if entry.name.endswith(".json") and (file := tar.extractfile(entry)) is not None:
-                    about = json.loads(file.read())
-                    yield about["kind"], about["captions"][0]
+    for content in files(tars, ".json"):
+        about = json.loads(content)
+        yield about["kind"], about["captions"][0]

@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -67,6 +67,15 @@ def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     entry = tarfile.TarInfo(name)
     entry.size = len(data)
     tar.addfile(entry, io.BytesIO(data))
+
+
+def files(paths: Iterable[Path], ending: str) -> Iterator[bytes]:
+    """The files of tars whose names end so, in order."""
+    for path in paths:
+        with tarfile.open(path) as tar:
+            for entry in tar:
+                if entry.name.endswith(ending) and (file := tar.extractfile(entry)) is not None:
+                    yield file.read()
 
 
 class Shards:

@@ -12,7 +12,6 @@ import argparse
 import json
 import shutil
 import sys
-import tarfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -174,11 +173,10 @@ def learn_words(plan: Plan) -> None:
 
 def captions(data: Path) -> Iterator[str]:
     """Every caption of the training pictures."""
-    for path in tars(data, TRAIN):
-        with tarfile.open(path) as tar:
-            for entry in tar:
-                if entry.name.endswith(".txt") and (file := tar.extractfile(entry)) is not None:
-                    yield from file.read().decode().splitlines()
+    from recipes.picto.samples import files
+
+    for content in files(tars(data, TRAIN), ".txt"):
+        yield from content.decode().splitlines()
 
 
 def freeze_codec(plan: Plan) -> None:
