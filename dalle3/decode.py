@@ -32,7 +32,6 @@ from dalle3.rerank import Scorer, Tokenize
 from dalle3.runtime import keep_freed_memory
 from dalle3.stages import FULL, DecodeStage, Stage, UpsampleStage, too_little
 from dalle3.steering import Guide, Steering, read_targets, unguided
-from diffusion.process import Process
 
 GB = 10**9
 DEFAULT_UPSAMPLED = 512  # pixels a side, as super_res.py
@@ -270,7 +269,7 @@ class Decoding:
             name="decode",
             network=unet,
             codec=codec,
-            process=Process(how.process, how.respacing),
+            process=how.chain(),
             sampler=how.sampler,
             guide=self._guide(how.sampler),
             label=self._label(unet),
@@ -285,7 +284,7 @@ class Decoding:
         return UpsampleStage(
             name="upsample",
             network=network,
-            process=Process(how.process, how.respacing),
+            process=how.chain(),
             sampler=how.sampler,
             guide=self._guide(how.sampler) if alone else unguided,
             label=self._label(network),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion.errors import ConfigError
-from diffusion.schedule import REFERENCE_STEPS, Schedule, make_betas, respaced_betas, respaced_timesteps
+from diffusion.schedule import PIXEL_STD, REFERENCE_STEPS, Schedule, make_betas, respaced_betas, respaced_timesteps
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """network(x, timesteps) -> output: (B, C, H, W) and (1,) or (B,) to (B, C or 2C, H, W), its conditions bound."""
@@ -79,14 +79,18 @@ class Process:
     Args:
         config: how the network was trained.
         respacing: a respacing such as "25" (see `schedule.respaced_timesteps`), or the timesteps to keep.
+        data_std: as `schedule.noise_angles`; only an "angle25" looks at it.
     Raises:
         ConfigError: the schedule or the respacing cannot be.
     From DDPM (arXiv:2006.11239) and "Improved DDPM" (arXiv:2102.09672).
     """
 
-    def __init__(self, config: ProcessConfig, respacing: str | tuple[int, ...] = "") -> None:
+    def __init__(
+        self, config: ProcessConfig, respacing: str | tuple[int, ...] = "", *, data_std: float = PIXEL_STD
+    ) -> None:
         full = make_betas(config.noise_schedule, config.diffusion_steps)
-        keep = respaced_timesteps(full, respacing) if isinstance(respacing, str) else respacing
+        named = isinstance(respacing, str)
+        keep = respaced_timesteps(full, respacing, data_std=data_std) if named else respacing
         self.config = config
         self.timestep_map = tuple(keep)
         self.num_timesteps = len(keep)

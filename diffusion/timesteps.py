@@ -13,22 +13,26 @@ EXPLORED = 0.001  # part of the draws that is uniform whatever the losses are
 
 
 class UniformTimesteps(nn.Module):
-    """Every step equally often."""
+    """Every step equally often; here and below, weights make the mean of losses that of all steps, unless said."""
 
     def __init__(self, num_timesteps: int) -> None:
         super().__init__()
         self.num_timesteps = num_timesteps
 
     def draw(self, number: int, *, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Steps (B,), int64, and the weights (B,) of their losses, which make their mean that of all steps.
+        """Steps (B,), int64, and the weights (B,) of their losses.
 
         Args:
             number: B.
             rng: a CPU generator; what is drawn is on the CPU.
         """
-        weights = self.shares().cpu()
-        t = torch.multinomial(weights, number, replacement=True, generator=rng)
-        return t, (1 / (len(weights) * weights[t])).float()
+        shares = self.shares().cpu()
+        t = torch.multinomial(shares, number, replacement=True, generator=rng)
+        return t, self.weights(shares[t]).float()
+
+    def weights(self, shares: Tensor) -> Tensor:
+        """Weights (B,) of the losses of steps drawn as often as shares (B,) say."""
+        return 1 / (self.num_timesteps * shares)
 
     def shares(self) -> Tensor:
         """How often each step is drawn, (T,), float64, summing to 1."""
@@ -36,6 +40,31 @@ class UniformTimesteps(nn.Module):
 
     def note(self, t: Tensor, losses: Tensor) -> None:
         """Learns the losses (B,) of steps (B,), before weighting."""
+
+
+class AngleTimesteps(UniformTimesteps):
+    """Steps evenly in the angle from picture to noise, which is where samplers of few steps go.
+
+    Losses count as they are drawn: the network is to be good there, at the cost of other steps.
+
+    Args:
+        angles: (T,), increasing, as `schedule.noise_angles`.
+    """
+
+    angles: Tensor
+
+    def __init__(self, angles: Tensor) -> None:
+        super().__init__(len(angles))
+        self.register_buffer("angles", angles, persistent=False)
+
+    def shares(self) -> Tensor:
+        """How often each step is drawn, (T,), float64, summing to 1."""
+        (steps,) = torch.gradient(self.angles.double())
+        return steps / steps.sum()
+
+    def weights(self, shares: Tensor) -> Tensor:
+        """Ones (B,)."""
+        return torch.ones_like(shares)
 
 
 class LossAwareTimesteps(UniformTimesteps):

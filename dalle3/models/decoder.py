@@ -21,7 +21,7 @@ from dalle3.errors import ConfigError
 from dalle3.models.image_tokenizer import ImageTokenizer
 from diffusion.process import Process, ProcessConfig
 from diffusion.rough import Around, around
-from diffusion.schedule import REFERENCE_STEPS
+from diffusion.schedule import PIXEL_STD, REFERENCE_STEPS
 from diffusion.unet import SuperResUNet, UNet, UNetConfig, stretch
 
 SamplerName = Literal["dpmpp_2m", "dpmpp_2m_sde", "ddim", "heun", "ddpm"]
@@ -64,6 +64,15 @@ class DecoderConfig:
                 f"spread is {self.spread}, which counts predictions from the picture of the codes; pass --low_res and "
                 "--prediction v too"
             )
+
+    @property
+    def data_std(self) -> float:
+        """How far pixels are from what it knows of them before it starts, as a deviation in -1..1."""
+        return self.spread or PIXEL_STD
+
+    def chain(self) -> Process:
+        """The chain of the steps it takes."""
+        return Process(self.process, self.respacing, data_std=self.data_std)
 
     @property
     def pixels_per_code(self) -> int:

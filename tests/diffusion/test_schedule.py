@@ -55,11 +55,12 @@ def test_an_even_angle_has_the_steps_it_names_and_both_ends(count, schedule):
     assert (kept[0], kept[-1]) == (0, 99)
 
 
-def test_an_even_angle_is_even():
+@pytest.mark.parametrize("data_std", [0.5, 0.1])
+def test_an_even_angle_is_even(data_std):
     betas = linear_betas(1000)
-    kept = respaced_timesteps(betas, "angle20")
+    kept = respaced_timesteps(betas, "angle20", data_std=data_std)
     ratio = ((1 - cumprod(betas)) / cumprod(betas)).sqrt()[list(kept)]
-    gaps = (ratio / 0.5).atan().diff()
+    gaps = (ratio / data_std).atan().diff()
     assert gaps.max() < 1.2 * gaps.mean()
 
 

@@ -1,10 +1,11 @@
-"""Which steps are trained on: the weighted mean of what is drawn is the mean over all steps."""
+"""Which steps are trained on, and what their losses weigh."""
 
 from __future__ import annotations
 
 import torch
 
-from diffusion.timesteps import LossAwareTimesteps, UniformTimesteps
+from diffusion.schedule import make_betas, noise_angles
+from diffusion.timesteps import AngleTimesteps, LossAwareTimesteps, UniformTimesteps
 
 
 def learnt(steps: int) -> LossAwareTimesteps:
@@ -40,6 +41,14 @@ def test_weights_undo_the_choice():
     assert abs(float((weights * t).mean()) - 3.5) < 0.05
     t, weights = UniformTimesteps(8).draw(5, rng=rng)
     assert torch.equal(weights, torch.ones(5))
+
+
+def test_steps_come_evenly_in_the_angle_and_weigh_alike():
+    angles = noise_angles(make_betas("cosine", 1000), data_std=0.1)
+    t, weights = AngleTimesteps(angles).draw(20_000, rng=torch.Generator().manual_seed(0))
+    low, middle, high = (float(((angles[t] > a) & (angles[t] <= a + 0.4)).double().mean()) for a in (0.1, 0.5, 0.9))
+    assert max(low, middle, high) < 1.1 * min(low, middle, high)
+    assert torch.equal(weights, torch.ones(20_000))
 
 
 def test_the_history_is_part_of_the_state():

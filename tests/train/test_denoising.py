@@ -47,6 +47,15 @@ def test_the_objective_is_the_loss_of_the_process_on_the_embedded_codes():
     assert metrics.keys() == {"mse", "vb", "psnr"}
 
 
+def test_steps_at_an_even_angle_are_of_little_noise_where_much_is_known():
+    config = DiffusionTaskConfig(schedule_sampler="angle")
+    process = ProcessConfig(noise_schedule="cosine", prediction="v", variance="fixed_small")
+    rough = diffusion_task(config, process=process, learn_sigma=False, low_res=True, spread=0.1)
+    blank = diffusion_task(config, process=process, learn_sigma=False)
+    shares = [task.objective.timesteps.shares()[:200].sum() for task in (rough, blank)]
+    assert shares[0] > 0.7 > 0.4 > shares[1]
+
+
 def test_withheld_codes_change_nothing():
     task = diffusion_task()
     inputs = task.prepare(batch(), step=0, rng=generator(0, "prepare"))

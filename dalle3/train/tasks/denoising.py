@@ -5,6 +5,7 @@ Shapes: B batch, H W picture in pixels, T steps of the chain.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +25,8 @@ from diffusion.guidance import clipped
 from diffusion.losses import training_losses
 from diffusion.process import Network, Process
 from diffusion.samplers import SAMPLERS, finish, per_image_noise
-from diffusion.timesteps import LossAwareTimesteps, UniformTimesteps
+from diffusion.schedule import make_betas, noise_angles
+from diffusion.timesteps import AngleTimesteps, LossAwareTimesteps, UniformTimesteps
 
 PREVIEWED, PREVIEW_STEPS = 4, 20
 Condition = dict[str, Tensor]
@@ -34,14 +36,19 @@ Condition = dict[str, Tensor]
 class DenoisingConfig:
     """How the steps of the chain are drawn while it trains."""
 
-    schedule_sampler: Literal["uniform", "loss-second-moment"] = option(
-        "uniform", help="which steps are trained on: all alike, or more often those whose losses are large"
+    schedule_sampler: Literal["uniform", "angle", "loss-second-moment"] = option(
+        "uniform",
+        help="which steps are trained on: all alike, those where few-step sampling goes (evenly in its angle), or more "
+        "often those whose losses are large",
     )
 
-    def timesteps(self, process: Process) -> UniformTimesteps:
-        """What draws the steps of a chain."""
-        kind = UniformTimesteps if self.schedule_sampler == "uniform" else LossAwareTimesteps
-        return kind(process.num_timesteps)
+    def timesteps(self, how: DecoderConfig) -> UniformTimesteps:
+        """What draws the steps of the chain of a network."""
+        steps = how.process.diffusion_steps
+        if self.schedule_sampler == "angle":
+            betas = make_betas(how.process.noise_schedule, steps)
+            return AngleTimesteps(noise_angles(betas, data_std=how.data_std))
+        return UniformTimesteps(steps) if self.schedule_sampler == "uniform" else LossAwareTimesteps(steps)
 
 
 class DenoisingObjective(nn.Module):
@@ -166,7 +173,7 @@ class DenoisingTask:
         """Pictures of `shape` (B, 3, H, W) in [0, 1], drawn in twenty steps."""
         config = self.model.settings
         steps = min(PREVIEW_STEPS, config.process.diffusion_steps)
-        process = Process(config.process, f"angle{steps}")
+        process = dataclasses.replace(config, respacing=f"angle{steps}").chain()
         noise = per_image_noise([rng] * shape[0])
         denoise = clipped(process.denoiser(self.objective.bind(condition)))
         blank = torch.empty(shape, device=self.device)

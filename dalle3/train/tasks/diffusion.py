@@ -84,7 +84,7 @@ class DiffusionTask(DenoisingTask):
     ) -> None:
         check_codec(model.settings, codec, config)
         process = Process(model.settings.process)
-        super().__init__(model, DecoderObjective(model, process, config.timesteps(process)), held_out=held_out)
+        super().__init__(model, DecoderObjective(model, process, config.timesteps(model.settings)), held_out=held_out)
         self.config = config
         assert isinstance(codec, nn.Module)
         self.codec = codec.eval().requires_grad_(False)
