@@ -63,14 +63,15 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, *, size: int) -> Tensor:
     transforms = _transforms(size, x.dtype)
     flat = weight.permute(2, 3, 1, 0).reshape(9, -1).float()
     kernel = (transforms.kernel @ flat).to(x.dtype).unflatten(1, (-1, out_channels))  # (n^2, C, O)
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (B, H + 2, W + 2, C)
     out = x.new_empty(batch, height, width, out_channels)
     widest = max(weight.shape[:2])
     rows = max(1, STRIP_BYTES // ((size + 2) ** 2 * (width // size) * widest * x.element_size())) * size
-    for picture, result in zip(padded, out, strict=True):
+    for picture, result in zip(x.permute(0, 2, 3, 1), out, strict=True):
         for top in range(0, height, rows):
-            strip = picture[top : min(top + rows, height) + 2]
-            _strip(strip, kernel, transforms, result[top : top + rows])
+            bottom = min(top + rows, height)
+            # Each strip gets its own border: a whole picture with one would leave the cache.
+            inner, border = picture[max(top - 1, 0) : bottom + 1], (1, 1, int(top == 0), int(bottom == height))
+            _strip(F.pad(inner, (0, 0, *border)), kernel, transforms, result[top:bottom])
     return out.add_(bias).permute(0, 3, 1, 2)
 
 
