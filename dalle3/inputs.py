@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +30,8 @@ TIMEOUT = 30  # seconds for a picture behind an address
 def find_inputs(names: Sequence[str]) -> list[str]:
     """Files and addresses in the order they are named; a folder stands for its .npy files, or else its pictures.
 
-    Where `generate.py` put both, the pictures were made from the codes beside them.
+    One that holds neither itself stands for those of the folders in it. Where `generate.py` put both, the pictures were
+    made from the codes beside them.
 
     Raises:
         ImageError: a folder holds neither.
@@ -110,10 +112,10 @@ def encode_picture(picture: Image.Image, codec: ImageTokenizer, *, grid: int, de
 
 
 def _files(folder: Path) -> list[str]:
-    for endings in (CODES, PICTURES):
-        if found := sorted(path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file()):
+    for depth, endings in product(("*", "**/*"), (CODES, PICTURES)):
+        if found := sorted(path for path in folder.glob(depth) if path.suffix.lower() in endings and path.is_file()):
             return [str(path) for path in found]
-    raise ImageError(f"{folder} holds neither .npy files of codes nor pictures")
+    raise ImageError(f"{folder} and its folders hold neither .npy files of codes nor pictures")
 
 
 def _open(name: str) -> IO[bytes]:

@@ -56,6 +56,15 @@ def test_a_missing_picture_behind_an_address_is_named(address):
         read_picture(f"{address}/other.png")
 
 
+def test_a_folder_stands_for_its_codes_or_its_pictures_or_those_of_the_folders_in_it(tmp_path):
+    for name in ("a/0.png", "a/0.npy", "b/deep/1.npy", "b/2.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_inputs([str(tmp_path / "a")]) == [str(tmp_path / "a/0.npy")]
+    assert find_inputs([str(tmp_path / "b")]) == [str(tmp_path / "b/2.jpg")]
+    assert find_inputs([str(tmp_path)]) == [str(tmp_path / "a/0.npy"), str(tmp_path / "b/deep/1.npy")]
+
+
 def test_the_middle_is_cut_out_and_averaged():
     found = square(picture(12, 8), 4)
     expected = torch.from_numpy(np.array(picture(12, 8))).permute(2, 0, 1).float()[:, :, 2:10] / 255

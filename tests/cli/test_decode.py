@@ -243,7 +243,7 @@ def test_pickled_codes_are_refused(capsys):
         ("--input absent.npy", "absent.npy: no such file"),
         ("--input absent.png", "absent.png cannot be read: No such file"),
         ("--input {ROOT}/README.md", "README.md cannot be read: it is not a whole picture"),
-        ("--input {ROOT}/dalle3/cli", "holds neither .npy files of codes nor pictures"),
+        ("--input {ROOT}/dalle3/cli", "hold neither .npy files of codes nor pictures"),
         ("--input absent.npy absent.png", "none of 2 inputs can be read"),
         ("--input 0.npy --output_size 100", "4x4 codes, which make 16 pixels a side; output_size is 100"),
         ("--input {PICTURE} --output_size 20", "output_size is 20; the decoder draws multiples of 8"),
