@@ -107,7 +107,7 @@ def read_requests(args: argparse.Namespace, prompts_file: Path | None) -> list[R
 def _read_lines(path: Path, flags: dict[str, Any]) -> list[dict[str, Any]]:
     """What the lines of a file ask for, each tried as a request, so that a bad one stops the run before it starts."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # editors on Windows begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise DataError(f"--prompts_file {path} cannot be read: {reason}") from None
@@ -117,7 +117,9 @@ def _read_lines(path: Path, flags: dict[str, Any]) -> list[dict[str, Any]]:
             try:
                 objects.append(_parse_line(line))
                 from_dict(Request, {**flags, **objects[-1]})
-            except (Dalle3Error, json.JSONDecodeError) as error:
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: no JSON object: {error.msg}, column {error.colno}") from None
+            except Dalle3Error as error:
                 raise DataError(f"{path}, line {number}: {error}") from None
     if not objects:
         raise DataError(

@@ -199,6 +199,12 @@ def test_a_prompts_file_may_be_plain_lines_with_remarks():
     assert [line["prompt"] for line in manifest] == ["a red circle", "a blue star"]
 
 
+def test_a_prompts_file_may_come_from_windows():
+    Path("prompts.txt").write_bytes("\ufeff# circles\r\na red circle\r\n\r\na blue star".encode())
+    requests = command.read_requests(parsed("--num_images 1"), Path("prompts.txt"))
+    assert [request.text for request in requests] == ["a red circle", "a blue star"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -206,7 +212,7 @@ def test_a_prompts_file_may_be_plain_lines_with_remarks():
         ('{"text": "a", "colour": 1}', "prompts.jsonl, line 1: Request has no field colour"),
         ('{"text": "a", "top_p": 2}', "prompts.jsonl, line 1: top_p is 2"),
         ('{"seed": 1}', 'line 1: {"seed": 1} is not an object with a "text"'),
-        ('{"text": "a"', "prompts.jsonl, line 1: "),
+        ('{"text": "a"', "prompts.jsonl, line 1: no JSON object: "),
         ("", "prompts.jsonl holds no prompts"),
         ("\x00\xff", "prompts.jsonl"),
     ],
