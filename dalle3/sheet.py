@@ -10,10 +10,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dalle3.errors import DataError, ImageError
+from dalle3.errors import ConfigError, DataError, ImageError
 
 GAP = 8  # pixels around each tile, and between its pictures
 LINE, LINES = 16, 3  # pixels of a line of text, and lines of a prompt
+MOST_PIXELS = 178_000_000  # of a sheet: Pillow reads no picture of more
+LONGEST = {".webp": 16_383, ".jpg": 65_500, ".jpeg": 65_500}  # pixels a side that the format can hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +34,34 @@ def tiles_of(outputs: Path) -> Iterator[Tile]:
     """
     manifest = outputs / "manifest.jsonl"
     try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()
-        for line in map(json.loads, lines):
-            names = [line[name] for name in ("file", "decoded") if name in line]
-            yield Tile(prompt=line["prompt"], paths=tuple(outputs / name for name in names))
+        lines = manifest.read_text(encoding="utf-8").split("\n")  # a prompt may hold other separators, such as U+2028
+        for line in map(json.loads, filter(None, lines)):
+            names = ("file", "decoded") if "decoded" in line else ("file",)
+            yield Tile(prompt=str(line["prompt"]), paths=tuple(outputs / line[name] for name in names))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "a line is not what generate.py writes"
         raise DataError(f"{manifest}: {reason}; name a folder of outputs of generate.py") from None
 
 
-def contact_sheet(tiles: Sequence[Tile], *, columns: int, side: int) -> Image.Image:
+def contact_sheet(tiles: Sequence[Tile], *, columns: int, side: int, ending: str = ".png") -> Image.Image:
     """The tiles in rows of `columns`, every picture `side` pixels wide and high, each prompt below its pictures.
 
+    Args:
+        ending: of the file it goes to.
     Raises:
+        ConfigError: the sheet would be larger than such a file can be.
         ImageError: a picture is missing or cannot be read.
     """
     pictures = max(len(tile.paths) for tile in tiles)
     width, height = pictures * side + (pictures + 1) * GAP, side + 2 * GAP + LINES * LINE
     columns = min(columns, len(tiles))
-    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
+    size = columns * width, -(-len(tiles) // columns) * height
+    if size[0] * size[1] > MOST_PIXELS or max(size) > LONGEST.get(ending.lower(), MOST_PIXELS):
+        raise ConfigError(
+            f"{len(tiles)} pictures in {columns} columns would be {size[0]} x {size[1]} pixels, more than a {ending} "
+            "holds; pass a smaller --side or --number, or other --columns"
+        )
+    sheet = Image.new("RGB", size, "white")
     for place, tile in enumerate(tiles):
         sheet.paste(_drawn(tile, (width, height), side), (place % columns * width, place // columns * height))
     return sheet

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, option
-from dalle3.errors import ConfigError, DataError
+from dalle3.errors import ConfigError, DataError, OutputError
 from dalle3.output import save_image
 from dalle3.sheet import contact_sheet, tiles_of
 
@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     tiles = list(tiles_of(config.outputs_dir))[: config.number]
     if not tiles:
         raise DataError(f"{config.outputs_dir}/manifest.jsonl lists no pictures; draw some first")
-    save_image(contact_sheet(tiles, columns=config.columns, side=config.side), args.out)
+    if any(path.exists() and args.out.exists() and path.samefile(args.out) for tile in tiles for path in tile.paths):
+        raise OutputError(f"{args.out} is one of the pictures of the sheet; name another file")
+    save_image(contact_sheet(tiles, columns=config.columns, side=config.side, ending=args.out.suffix), args.out)
     print(f"{args.out}: {len(tiles)} pictures")
     return 0

@@ -58,11 +58,28 @@ def test_each_prompt_is_written_below_its_picture(tmp_path):
     assert below.min() < 100
 
 
+def test_a_prompt_may_hold_any_separator(tmp_path):
+    drawn = Picture(
+        image=Image.new("RGB", (8, 8)), codes=np.zeros((2, 2)), seed=0, index=0, recipe={"prompt": "a\u2028b"}
+    )
+    Gallery(tmp_path).add(drawn, prompt="a\u2028b", place=0)
+    assert sheet(tmp_path).size == (144, 192)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"), [("sheet.webp", ["--side", "9000"]), ("sheet.png", ["--side", "9000000", "--columns", "1"])]
+)
+def test_a_sheet_that_its_format_cannot_hold_is_refused_before_it_is_drawn(name, flags, tmp_path, capsys):
+    assert main(["sheet", str(tmp_path / name), "--outputs_dir", str(gallery(tmp_path)), *flags]) == 2
+    assert "pass a smaller --side" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
         (lambda folder: (folder / "manifest.jsonl").unlink(), "No such file"),
         (lambda folder: (folder / "manifest.jsonl").write_text("{}\n"), "not what generate.py writes"),
+        (lambda folder: (folder / "manifest.jsonl").write_text('{"prompt": "a"}\n'), "not what generate.py writes"),
         (lambda folder: (folder / "manifest.jsonl").write_text(""), "lists no pictures"),
         (lambda folder: (folder / "red" / "0.png").unlink(), "0.png: No such file"),
         (lambda folder: (folder / "red" / "0.png").write_bytes(b"x"), "not a picture that can be read"),
@@ -73,6 +90,13 @@ def test_outputs_that_cannot_be_shown_are_one_line(tmp_path, capsys, break_it, m
     assert main(["sheet", str(tmp_path / "sheet.png"), "--outputs_dir", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_a_sheet_does_not_take_the_place_of_one_of_its_pictures(tmp_path, capsys):
+    picture = gallery(tmp_path) / "red" / "0.png"
+    assert main(["sheet", str(picture), "--outputs_dir", str(tmp_path)]) == 2
+    assert "one of the pictures of the sheet" in capsys.readouterr().err
+    assert Image.open(picture).size == (8, 8)
 
 
 def test_counts_below_one_are_refused(tmp_path, capsys):
