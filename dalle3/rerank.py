@@ -18,6 +18,7 @@ from dalle3.convert.hugging_face_clip import WEIGHTS
 from dalle3.convert.roles import CLIP, read_as
 from dalle3.errors import CheckpointError, DependencyError
 from dalle3.runtime import openai_clip_cache
+from dalle3.shipped import located
 from dalle3.tokenizers.base import Tokenizer, tokenize
 from dalle3.tokenizers.clip_bpe import ClipBPE, clip_context
 from dalle3.tokenizers.load import read_tokenizer
@@ -110,7 +111,7 @@ def load_clip(
         CheckpointError: it is missing, cannot be fetched, is no CLIP, or has no tokenizer.
         DependencyError: `transformers` is not installed.
     """
-    path = Path(name)
+    path = located(Path(name))
     if not path.exists():
         path = _fetch(str(name))
     checkpoint = read_as(path, CLIP, flag="--clip")

@@ -17,8 +17,12 @@ def shipped() -> dict[str, Path]:
 
 
 def located(path: Path) -> Path:
-    """The path, or where the model lies that it names: a file or folder here goes before a model of the package."""
-    return path if path.exists() else shipped().get(str(path), path)
+    """The path, or where the model of the package lies that it names, or its part, such as picto/clip.
+
+    A file or folder of that name here goes before.
+    """
+    name = path.parts[0] if path.parts else ""
+    return ASSETS / path if name in shipped() and not Path(name).exists() else path
 
 
 def default_model(*, flag: str = "--dalle_path") -> Path:

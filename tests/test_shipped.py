@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dalle3.cli import main
-from dalle3.shipped import DEFAULT, default_model, shipped
+from dalle3.shipped import DEFAULT, default_model, located, shipped
 
 MB = 10**6
 
@@ -35,6 +35,26 @@ def test_it_takes_at_most_sixty_megabytes():
 
 def test_it_names_what_it_was_trained_on():
     assert "Twemoji" in (shipped()[DEFAULT] / "ATTRIBUTION.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "inspect picto",
+        "inspect picto/decoder",
+        "convert picto/codec out",
+        "convert picto out",
+        "pack out --dalle_path picto --clip picto/clip --decoder picto/decoder",
+    ],
+)
+def test_every_command_takes_its_name_and_those_of_its_parts(line):
+    assert main(line.split()) == 0
+
+
+def test_what_lies_here_goes_before_it(tmp_path):
+    (tmp_path / DEFAULT).mkdir()
+    assert located(Path(DEFAULT)) == Path(DEFAULT)
+    assert located(Path(f"{DEFAULT}/clip")) == Path(f"{DEFAULT}/clip")
 
 
 def test_it_draws_its_example_decodes_it_and_ranks_it():

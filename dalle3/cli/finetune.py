@@ -20,6 +20,7 @@ from dalle3.convert.roles import DALLE, Role, read_as
 from dalle3.errors import ConfigError
 from dalle3.models.dalle import Dalle
 from dalle3.models.image_tokenizer import ImageTokenizer
+from dalle3.shipped import located
 from dalle3.tokenizers.base import Tokenizer
 from dalle3.tokenizers.load import read_tokenizer
 from dalle3.train.seeds import seeded
@@ -138,7 +139,7 @@ def dalle_to_begin_with(args: argparse.Namespace) -> Path | None:
         ConfigError: adapters are asked for beside no DALLE, or beside one with adapters, or with --freeze.
     """
     tuning, lora = from_args(TuningConfig, args), from_args(LoraConfig, args)
-    path = tuning.init_from
+    path = tuning.init_from and located(tuning.init_from)  # adapters note where their DALLE lies
     if lora.lora_rank and path is None:
         raise ConfigError("--lora_rank trains adapters beside a DALLE; name it with --init_from")
     if lora.lora_rank and (tuning.freeze or tuning.train):

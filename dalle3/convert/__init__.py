@@ -31,6 +31,7 @@ from dalle3.convert.taming import find_yaml, read_yaml, taming_checkpoint
 from dalle3.errors import CheckpointError, ConfigError
 from dalle3.files import sha256
 from dalle3.models.clip import from_openai
+from dalle3.shipped import located
 
 _LIGHTNING_COUNTS = {"global_step": "step", "epoch": "epoch"}
 
@@ -50,12 +51,13 @@ def read(path: Path | str, *, config_path: Path | str | None = None, layout: Lay
     Nothing in the file is run. The weights are checked against the configuration.
 
     Args:
+        path: of the file or folder; or the name of a model of the package, or of its part, such as picto/clip.
         config_path: the yaml of a taming model, if it does not lie beside the file under the same name.
         layout: what the tensors of a UNet of guided-diffusion do not tell; other files have no use for it.
     Raises:
         CheckpointError: a file that is missing, broken, unsafe, of another kind, or not supported.
     """
-    path = Path(path)
+    path = located(Path(path))
     config_path = Path(config_path) if config_path else None
     if looks_like(path) == "folder":
         return _read_folder(_File(path=path, config_path=config_path, layout=layout or Layout()))

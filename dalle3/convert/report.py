@@ -18,6 +18,7 @@ from dalle3.convert.detect import READABLE, recognise, say
 from dalle3.convert.pickles import DEEPEST, ForbiddenGlobalError, Inert, list_globals, module_class, module_state
 from dalle3.convert.signature import DESCRIPTIONS, looks_like, not_weights
 from dalle3.errors import CheckpointError
+from dalle3.shipped import located
 
 CLIP_VOCABULARY = 49408
 CONTAINERS = ("torch", "torchscript", "pickle", "safetensors", "json")
@@ -31,6 +32,7 @@ def report(path: Path, *, config_path: Path | None = None, keys: bool = False) -
     Raises:
         CheckpointError: the file is missing or broken, or of a kind that holds neither weights, codes nor recipes.
     """
+    path = located(path)
     kind = looks_like(path)
     facts: dict[str, Any] = {"file": str(path), "container": DESCRIPTIONS[kind].split(":")[0]}
     if kind == "folder":

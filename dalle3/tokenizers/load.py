@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle3.errors import CheckpointError, ConfigError
+from dalle3.shipped import located
 from dalle3.tokenizers.base import Tokenizer
 from dalle3.tokenizers.bert import Bert
 from dalle3.tokenizers.clip_bpe import ClipBPE
@@ -52,7 +53,7 @@ def read_tokenizer(folder: Path, info: dict[str, Any]) -> Tokenizer:
     Raises:
         CheckpointError: an unknown kind, a file that is missing or broken, or another vocabulary.
     """
-    kind = str(info.get("kind"))
+    folder, kind = located(folder), str(info.get("kind"))
     if kind == ClipBPE.kind:
         tokenizer = ClipBPE()
     elif kind in _READERS:
