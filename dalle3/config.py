@@ -40,11 +40,10 @@ def from_dict(cls: type[T], data: dict[str, Any]) -> T:
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{cls.__name__} is {data!r}; it must be an object")
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(data.keys() - fields.keys()):
+    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    if unknown := sorted(data.keys() - set(fields)):
         raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(fields)}")
-    required = {name for name, f in fields.items() if f.default is MISSING and f.default_factory is MISSING}
-    if missing := sorted(required - data.keys()):
+    if missing := _missing(cls, data):
         raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}")
     hints = typing.get_type_hints(cls)
     return cls(**{name: _decode(hints[name], value, f"{cls.__name__}.{name}") for name, value in data.items()})
@@ -62,11 +61,20 @@ def from_args(cls: type[T], args: argparse.Namespace, *, base: dict[str, Any] | 
     """Builds `cls` from the flags that were given, over the values of `base` (a config file).
 
     Raises:
-        ConfigError: as `from_dict`.
+        ConfigError: a flag without a default was not given, or as `from_dict`.
     """
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     given = {name: _encode(getattr(args, name)) for name in names if hasattr(args, name)}
-    return from_dict(cls, {**(base or {}), **given})
+    data = {**(base or {}), **given}
+    if missing := _missing(cls, data):
+        raise ConfigError(f"{', '.join(f'--{name}' for name in missing)} must be given; see --help")
+    return from_dict(cls, data)
+
+
+def _missing(cls: type, data: dict[str, Any]) -> list[str]:
+    fields = dataclasses.fields(cls)
+    required = (field.name for field in fields if field.default is MISSING and field.default_factory is MISSING)
+    return [name for name in required if name not in data]
 
 
 def _parsing(hint: Any) -> dict[str, Any]:

@@ -43,9 +43,10 @@ class EncodeConfig:
     device: str = option("auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a shard without pictures."""
-        if self.shard_size < 1:
-            raise ConfigError(f"shard_size is {self.shard_size}; it must be at least 1")
+        """Raises ConfigError for shards or pictures without content."""
+        for name in ("shard_size", "image_grid"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +117,10 @@ def _settle(config: EncodeConfig, crop: CropConfig, maker: Codec, *, num_samples
         with whole_file(path) as partial:
             partial.write_text(json.dumps(now, indent=2) + "\n")
         return
-    before = json.loads(path.read_text())
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise DataError(f"{path} is not what `dalle3 encode` writes; name another --out, or remove it first") from None
     changed = [f"{name} {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value]
     if changed:
         raise DataError(f"{config.out} was begun with {'; '.join(changed)}; name another --out, or remove it first")

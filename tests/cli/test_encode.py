@@ -87,6 +87,25 @@ def test_codes_of_two_image_tokenizers_do_not_mix(flags, tmp_path, capfd):
     assert err.splitlines()[-1].endswith("name another --out, or remove it first")
 
 
+@pytest.mark.parametrize("content", ["no JSON", "[1]", "7", "\xff"])
+def test_a_folder_with_foreign_notes_is_one_line(content, flags, tmp_path, capfd):
+    (tmp_path / "encode.json").write_text(content, encoding="latin-1")
+    assert encode(**flags, out=tmp_path) == 2
+    assert "not what `dalle3 encode` writes" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--out codes", "--image_text_folder, --vae_path must be given"),
+        ("--out codes --vae_path v --image_text_folder p --image_grid 0", "image_grid is 0"),
+    ],
+)
+def test_flags_that_cannot_be_are_one_line(line, said, capfd):
+    assert main(["encode", *line.split()]) == 2
+    assert said in capfd.readouterr().err
+
+
 def test_a_shard_names_the_image_tokenizer_that_made_it(flags, tmp_path):
     assert encode(**flags, out=tmp_path / "codes") == 0
     found = CodeShards(shards(tmp_path / "codes")).codec
