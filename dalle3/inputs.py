@@ -10,15 +10,16 @@ import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle3.data.transforms import to_rgb, to_tensor
+from dalle3.data.transforms import to_rgb, to_tensor, upright
 from dalle3.errors import CodesError, ImageError
 from dalle3.models.image_tokenizer import ImageTokenizer, check_codes
 
@@ -54,19 +55,19 @@ def read_codes(path: Path, *, num_tokens: int) -> Tensor:
         CodesError: not a whole .npy, not integers, no square number of them, or one is outside the codebook.
     """
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise CodesError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, MemoryError, TokenError) as error:  # what a header that lies leads to
         reason = getattr(error, "strerror", None) or "it is not a whole .npy of numbers"
         raise CodesError(f"{path} cannot be read: {reason}") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
-        kind = getattr(array, "dtype", "several arrays")
-        raise CodesError(f"{path} holds {kind}; codes are integers, as `generate.py --output_npy` writes them")
+    if array.dtype.kind not in "iu":
+        raise CodesError(f"{path} holds {array.dtype}; codes are integers, as `generate.py --output_npy` writes them")
     codes = torch.from_numpy(array.astype(np.int64))
     side = math.isqrt(codes.numel())
-    one_picture = max(codes.shape, default=0) in (codes.numel(), side)
-    if not side or side**2 != codes.numel() or not one_picture:
+    one_picture = codes.squeeze().shape in ((side**2,), (side, side))
+    if not side or not one_picture:
         raise CodesError(
             f"{path} holds {codes.numel()} codes of shape {tuple(codes.shape)}; "
             "expected those of one square picture, such as 256 or 1024"
@@ -87,7 +88,8 @@ def read_picture(name: str) -> Image.Image:
     """
     try:
         with _open(name) as file, Image.open(file) as opened:
-            return to_rgb(ImageOps.exif_transpose(opened))
+            opened.load()
+            return to_rgb(upright(opened))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or "it is not a whole picture"
         raise ImageError(f"{name} cannot be read: {reason}") from None
@@ -121,7 +123,12 @@ def _files(folder: Path) -> list[str]:
 def _open(name: str) -> IO[bytes]:
     if not name.startswith(ADDRESSES):
         return Path(name).open("rb")
+    from http.client import HTTPException
+    from urllib.error import URLError
     from urllib.request import urlopen
 
-    with urlopen(name, timeout=TIMEOUT) as answer:
-        return io.BytesIO(answer.read())
+    try:
+        with urlopen(name, timeout=TIMEOUT) as answer:
+            return io.BytesIO(answer.read())
+    except (HTTPException, TimeoutError, ValueError) as error:  # no address at all, or an answer that broke off
+        raise URLError(str(error)) from None

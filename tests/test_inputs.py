@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -25,6 +26,12 @@ class Pictures(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         buffer = io.BytesIO()
         picture(12, 9).save(buffer, format="PNG")
+        if self.path == "/cut.png":
+            self.send_response(200)
+            self.send_header("Content-Length", "10")
+            self.end_headers()
+            self.wfile.write(b"cut")
+            return
         if self.path != "/picture.png":
             self.send_error(404)
             return
@@ -54,6 +61,24 @@ def test_a_picture_behind_an_address_is_read(address):
 def test_a_missing_picture_behind_an_address_is_named(address):
     with pytest.raises(ImageError, match=r"/other.png cannot be read: Not Found"):
         read_picture(f"{address}/other.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("http://exa mple.com/a.png", "URL can't contain control characters"),
+        ("http://localhost:port/a.png", "nonnumeric port: 'port'"),
+        ("http://[::1/a.png", "Invalid IPv6 URL"),
+    ],
+)
+def test_an_address_that_is_none_is_named_with_what_is_wrong(name, reason):
+    with pytest.raises(ImageError, match=re.escape(f"{name} cannot be read: {reason}")):
+        read_picture(name)
+
+
+def test_an_answer_that_breaks_off_is_named(address):
+    with pytest.raises(ImageError, match=r"/cut.png cannot be read: IncompleteRead\(3 bytes read, 7 more expected\)"):
+        read_picture(f"{address}/cut.png")
 
 
 def test_a_folder_stands_for_its_codes_or_its_pictures_or_those_of_the_folders_in_it(tmp_path):

@@ -218,6 +218,7 @@ BAD_CODES = {
     "negative.npy": (np.full(16, -1), "negative.npy: codes between -1 and -1"),
     "uneven.npy": (np.zeros(15, int), "uneven.npy holds 15 codes of shape (15,); expected those of one square picture"),
     "stack.npy": (np.zeros((4, 16), int), "stack.npy holds 64 codes of shape (4, 16)"),
+    "pile.npy": (np.zeros((16, 4, 4), int), "pile.npy holds 256 codes of shape (16, 4, 4)"),
     "empty.npy": (np.zeros(0, int), "empty.npy holds 0 codes"),
     "floats.npy": (np.zeros(16), "floats.npy holds float64; codes are integers"),
     "odd.npy": (np.zeros(25, int), "5x5 codes would make 20 pixels a side"),
@@ -229,6 +230,25 @@ def test_bad_codes_are_one_line(name, capsys):
     array, message = BAD_CODES[name]
     np.save(name, array)
     assert message in refused(f"--input {name}", capsys)
+
+
+HEADER = b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (%s)%s, }"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04 the beginning of a zip, as an .npz has it",
+        (HEADER % (b"16,", b"")).ljust(127) + b"\n" + bytes(100),
+        (HEADER % (b"16,", b" (")).ljust(127) + b"\n" + bytes(128),
+        (HEADER % (b"100000000000000,", b"")).ljust(127) + b"\n" + bytes(128),
+    ],
+    ids=["empty", "zip", "short", "unclosed", "huge"],
+)
+def test_a_file_that_is_no_whole_npy_is_one_line(content, capsys):
+    Path("x.npy").write_bytes(content)
+    assert "x.npy cannot be read: it is not a whole .npy of numbers" in refused("--input x.npy", capsys)
 
 
 def test_pickled_codes_are_refused(capsys):
