@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def partial_folder(path: Path) -> Path:
     """The temporary folder that `whole_folder` yields."""
     return path.with_name(f"{path.name}.partial")
+
+
+def writable_folder(path: Path) -> None:
+    """Makes the folder `path` where it is not there yet, and tries it, so that work is not done for nothing.
+
+    Raises:
+        OutputError: it cannot be made or written into.
+    """
+    with reported(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
 
 
 @contextlib.contextmanager

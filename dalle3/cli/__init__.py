@@ -85,6 +85,11 @@ def _guarded(name: str, run) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more may be flushed into the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # of a path that was named: too long, not ours to look into, on a disk that fails
+        if error.filename is None:
+            raise
+        print(f"dalle3 {name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"dalle3 {name}: interrupted; what was finished is kept", file=sys.stderr)
         return 130

@@ -23,6 +23,7 @@ from dalle3.config import from_args, from_dict, option
 from dalle3.decode import PictureDecoder
 from dalle3.decode_request import DecodeRequest, DecodeSettings
 from dalle3.errors import ConfigError, Dalle3Error, DataError
+from dalle3.files import writable_folder
 from dalle3.log import note, note_own
 from dalle3.output import Gallery
 from dalle3.pipeline import Drawing, Progress, Request, Stopped
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     decoder = _second_stage(args, parts, drawings)
     if unprompted:
         note(f"no --text was given; drawing an example: --text {requests[0].text!r}")
+    writable_folder(outputs.outputs_dir)  # last of all checks, as it leaves a trace
     note_own("model", {name: value for drawing in drawings for name, value in drawing.own.items()})
     if decoder is not None:
         note_own("decoder", decoder.own(settings))

@@ -265,6 +265,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(line, message, capsys):
     assert message in refused(line.replace("{ROOT}", str(ROOT)), capsys)
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_drawn(capsys):
+    Path("file").touch()
+    assert (
+        refused("--text a --outputs_dir file/in_it", capsys)
+        == "dalle3 generate: file/in_it was not written: Not a directory"
+    )
+
+
+@pytest.mark.parametrize("flag", ["--outputs_dir", "--dalle_path", "--prompts_file"])
+def test_a_name_longer_than_any_file_system_takes_is_one_line(flag, capsys):
+    assert "File name too long" in refused(f"{flag} {'x' * 300}", capsys)
+
+
 def test_without_a_default_model_the_line_names_the_first_command(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DALLE3_HOME", str(tmp_path / "nowhere"))
     monkeypatch.setattr("dalle3.shipped.ASSETS", tmp_path / "assets")
