@@ -25,6 +25,7 @@ from dalle3.evaluate.codec import measure_codec
 from dalle3.evaluate.examples import Examples, read_examples
 from dalle3.evaluate.judge import Judge
 from dalle3.evaluate.report import Report, Row
+from dalle3.files import writable_folder
 from dalle3.log import note
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.rerank import load_clip
@@ -86,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     config = from_args(EvaluateConfig, args)
     splits = name_splits(args.data)
     keep_freed_memory()
+    if config.keep_drawn is not None:
+        writable_folder(config.keep_drawn)
     about, measure = PARTS[args.part][2](args, config)
     asked = {key: value for key, value in to_dict(config).items() if key not in ("json", "keep_drawn")}
     report = Report({"part": args.part, **about, **asked}, config.json)

@@ -18,9 +18,10 @@ class Report:
 
     Args:
         about: what was evaluated and how; a file that says otherwise is not continued.
-        path: of the JSON file, written anew after each split; None keeps nothing.
+        path: of the JSON file, written at once and anew after each split; None keeps nothing.
     Raises:
         ConfigError: the file holds another evaluation, or something else.
+        OutputError: the file cannot be written.
     """
 
     def __init__(self, about: dict[str, Any], path: Path | None) -> None:
@@ -28,6 +29,7 @@ class Report:
         self.splits: dict[str, list[Row]] = {}
         if path is not None and path.exists():
             self.splits = self._read(path)
+        self._write()
 
     def add(self, split: str, rows: list[Row]) -> None:
         """Notes the rows of a split.
@@ -36,9 +38,7 @@ class Report:
             OutputError: the file cannot be written.
         """
         self.splits[split] = rows
-        if self.path is not None:
-            with whole_file(self.path) as partial:
-                partial.write_text(json.dumps({"about": self.about, "splits": self.splits}, indent=2) + "\n")
+        self._write()
 
     def lines(self, split: str) -> Iterator[str]:
         """The table of a split."""
@@ -49,6 +49,11 @@ class Report:
         yield split
         for line in cells:
             yield "  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+
+    def _write(self) -> None:
+        if self.path is not None:
+            with whole_file(self.path) as partial:
+                partial.write_text(json.dumps({"about": self.about, "splits": self.splits}, indent=2) + "\n")
 
     def _read(self, path: Path) -> dict[str, list[Row]]:
         try:

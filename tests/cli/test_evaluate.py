@@ -148,6 +148,8 @@ def test_a_report_is_continued_with_the_data_sets_it_lacks(world):
         ("--number 3 --json report.json", "another evaluation (number differ)"),
         ("--number 1", "at least 2"),
         ("--json other.json", "is no report"),
+        ("--json other.json/report.json", "was not written"),
+        ("--keep_drawn other.json", "was not written"),
     ],
 )
 def test_what_cannot_be_is_one_line(world, capsys, line, said):
@@ -155,8 +157,10 @@ def test_what_cannot_be_is_one_line(world, capsys, line, said):
     Path("other.json").write_text("[]")
     capsys.readouterr()
     assert evaluate(f"codec --vae_path {world}/model/codec --data {world}/val {line}") == 2
-    (message,) = capsys.readouterr().err.splitlines()
+    found = capsys.readouterr()
+    (message,) = found.err.splitlines()
     assert said in message
+    assert not found.out
 
 
 def test_decoding_flags_without_diffusion_are_refused(world, capsys):
