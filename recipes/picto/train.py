@@ -30,6 +30,7 @@ TRAIN, VAL = "train-*.tar", "val-*.tar"
 CREDIT = "ATTRIBUTION.md"
 FLAGS = {"dalle": "--dalle_path", "clip": "--clip", "decoder": "--decoder"}  # of `dalle3 pack`
 CODES, FIRST = "codes", "codes-first"  # what a DALLE is trained on: of all pictures, and of the first lesson
+PART = {"train", "share", "flags"}  # what a size says of each part
 STAGES = (("codec", "clip"), ("dalle", "decoder"))  # what is in one needs only what is in those before
 
 
@@ -45,7 +46,9 @@ class Plan:
     processes: int = 1  # of each training
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where a phase cannot be, or the processes cannot share a batch."""
+        """Raises ConfigError where there is no time, a phase cannot be, or the processes cannot share a batch."""
+        if not self.minutes > 0:
+            raise ConfigError(f"--minutes is {self.minutes}; it must be above 0")
         if self.processes < 1:
             raise ConfigError(f"--processes is {self.processes}; it must be at least 1")
         for name in self.size["parts"]:
@@ -207,27 +210,44 @@ def choose_first(plan: Plan) -> None:
 
 def pack(plan: Plan) -> None:
     """Puts all into the folder `model`, with the credit its data asks for, in place of one of an earlier call."""
-    folder = plan.out / "model"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder, fresh = plan.out / "model", plan.out / "model-fresh"
+    shutil.rmtree(fresh, ignore_errors=True)
     parts = {name: str(plan.run(name).checkpoint) for name in FLAGS}
     paths = [word for name, flag in FLAGS.items() for word in (flag, parts[name])]
     best = as_flags(plan.size.get("recommended", {}))
-    call_all(["pack", str(folder), *paths, "--most_mb", "60", *best], processes=1)
+    call_all(["pack", str(fresh), *paths, "--most_mb", "60", *best], processes=1)
     if (credit := plan.data / CREDIT).exists():
-        shutil.copy(credit, folder)
+        shutil.copy(credit, fresh)
+    shutil.rmtree(folder, ignore_errors=True)  # only now: a pack that fails leaves the model there was
+    fresh.rename(folder)
 
 
 def read_size(name: str) -> dict[str, Any]:
     """A file of `sizes/`, or of one's own.
 
     Raises:
-        ConfigError: there is no such file, or it is no JSON.
+        ConfigError: there is no such file, it is no JSON, or lacks a part.
     """
     path = SIZES / f"{name}.json" if not name.endswith(".json") else Path(name)
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        size = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--size {name}: {path} cannot be read as JSON ({error})") from None
+    if not _whole(size):
+        parts = ", ".join(part for stage in STAGES for part in stage)
+        raise ConfigError(
+            f"--size {name}: {path} needs words, and parts for {parts} with {', '.join(sorted(PART))}, "
+            f"as {SIZES / 'small.json'} has"
+        )
+    return size
+
+
+def _whole(size: Any) -> bool:
+    """Whether a size says of each part what `Plan` reads."""
+    try:
+        return "words" in size and all(size["parts"][part].keys() >= PART for stage in STAGES for part in stage)
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def check_phases(name: str, phases: list[dict[str, Any]]) -> None:

@@ -116,6 +116,14 @@ def dalle(data: Path, *phases: dict[str, Any], **parts: Any) -> Plan:
     return Plan(data=data, out=data.parent / "runs", size=size, minutes=10, shared=(), **parts)
 
 
+def trained(made: Plan) -> Plan:
+    """A plan whose parts have a checkpoint each."""
+    for name in ("dalle", "clip", "decoder"):
+        (made.run(name).folder / "step-00000001").mkdir(parents=True)
+        (made.run(name).folder / "step-00000001" / "config.json").touch()
+    return made
+
+
 def forever() -> float:
     return time.monotonic() + 60
 
@@ -301,16 +309,22 @@ def test_phases_that_cannot_be_are_one_line(data, phases, said):
 @pytest.mark.parametrize("size", sorted(path.stem for path in SIZES.glob("*.json")))
 def test_what_a_size_recommends_is_packed_by_flags_of_dalle3_pack(size, data, monkeypatch):
     monkeypatch.setattr(schedule, "DALLE3", (schedule.sys.executable, "-c", PACKER))
-    made = plan(data, size)
-    for name in ("dalle", "clip", "decoder"):
-        (made.run(name).folder / "step-00000001").mkdir(parents=True)
-        (made.run(name).folder / "step-00000001" / "config.json").touch()
+    made = trained(plan(data, size))
     pack(made)
     parser = argparse.ArgumentParser(exit_on_error=False)
     pack_command.add_arguments(parser)
     args = vars(parser.parse_args(json.loads((made.out / "model" / "packed").read_text())))
     wanted = read_size(size)["recommended"]
     assert {name: args[name] for name in wanted} == wanted
+
+
+def test_a_pack_that_fails_leaves_the_model_there_was(data):
+    made = trained(plan(data))
+    (made.out / "model").mkdir()
+    (made.out / "model" / "packed").touch()
+    with pytest.raises(TrainingError):
+        pack(made)
+    assert (made.out / "model" / "packed").exists()
 
 
 def test_a_command_that_fails_in_one_of_its_processes_fails(tmp_path):
@@ -347,5 +361,19 @@ def test_data_and_sizes_that_are_not_there_are_one_line(tmp_path, capsys):
 
 
 def test_a_size_of_ones_own_is_a_file(tmp_path):
-    (tmp_path / "mine.json").write_text(json.dumps({"parts": {}}))
-    assert read_size(str(tmp_path / "mine.json")) == {"parts": {}}
+    mine = read_size("small") | {"words": 512}
+    (tmp_path / "mine.json").write_text(json.dumps(mine))
+    assert read_size(str(tmp_path / "mine.json")) == mine
+
+
+@pytest.mark.parametrize("content", [{"parts": {}}, {"words": 1, "parts": {"codec": {}}}, [], {"words": 1, "parts": 3}])
+def test_a_size_without_a_part_is_one_line(content, tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="needs words, and parts for codec, clip, dalle, decoder with flags, share"):
+        read_size(str(tmp_path / "mine.json"))
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan")])
+def test_a_training_without_time_is_one_line(minutes, data):
+    with pytest.raises(ConfigError, match="--minutes is"):
+        plan(data, minutes=minutes)
