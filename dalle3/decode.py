@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import dalle3
 from dalle3.checkpoint import Checkpoint, fingerprint
 from dalle3.decode_request import DecodeRequest, DecodeSettings
-from dalle3.errors import ConfigError, ImageError
+from dalle3.errors import CodesError, ConfigError
 from dalle3.models.decoder import DiffusionDecoder, SamplerName, Upsampler
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.output import Picture
@@ -111,25 +111,27 @@ class PictureDecoder:
         """Codes a side of pictures of `side` pixels; of those it was trained on, where that is None.
 
         Raises:
-            ImageError: no multiple of what the network needs.
+            ConfigError: no multiple of what the network needs.
         """
         assert self.unet is not None
         side = side or self.unet.config.image_size
         if side % self.unet.stride:
-            raise ImageError(f"output_size is {side}; the decoder draws multiples of {self.unet.stride}")
+            raise ConfigError(f"output_size is {side}; the decoder draws multiples of {self.unet.stride}")
         return side // self.unet.settings.pixels_per_code
 
-    def side(self, grid: int) -> int:
+    def side(self, grid: int, *, name: str) -> int:
         """Pixels a side of the pictures of grid x grid codes.
 
+        Args:
+            name: of the codes, for the error.
         Raises:
-            ImageError: no multiple of what the network needs.
+            CodesError: no multiple of what the network needs.
         """
         assert self.unet is not None
         side = grid * self.unet.settings.pixels_per_code
         if side % self.unet.stride:
-            raise ImageError(
-                f"{grid}x{grid} codes would make {side} pixels a side, and the decoder draws multiples of "
+            raise CodesError(
+                f"{name}: {grid}x{grid} codes would make {side} pixels a side, and the decoder draws multiples of "
                 f"{self.unet.stride}; give an even number of codes a side"
             )
         return side
@@ -248,7 +250,7 @@ class Decoding:
         sides = []
         if job.codes is not None:
             grid = len(job.codes)
-            sides = [self.decoder.side(grid)]
+            sides = [self.decoder.side(grid, name=job.name)]
             if request.output_size not in (None, sides[0]):
                 raise ConfigError(
                     f"{job.name} has {grid}x{grid} codes, which make {sides[0]} pixels a side; output_size is "
@@ -366,12 +368,12 @@ def upscaled_side(network: Upsampler, request: DecodeRequest) -> int:
     """Pixels a side that pictures are enlarged to.
 
     Raises:
-        ImageError: no multiple of what the network needs.
+        ConfigError: no multiple of what the network needs.
     """
     side = request.upsample or request.output_size or DEFAULT_UPSAMPLED
     if side % network.stride:
         name = "upsample" if request.upsample else "output_size"
-        raise ImageError(f"{name} is {side}; the upsampler draws multiples of {network.stride}")
+        raise ConfigError(f"{name} is {side}; the upsampler draws multiples of {network.stride}")
     return side
 
 

@@ -12,7 +12,7 @@ from dalle3.assemble_decoder import load_decoder
 from dalle3.checkpoint import save_checkpoint
 from dalle3.decode import Decoding, Job, PictureDecoder, Preview, run
 from dalle3.decode_request import DecodeRequest
-from dalle3.errors import CheckpointError, ConfigError, ImageError
+from dalle3.errors import CheckpointError, CodesError, ConfigError, ImageError
 from dalle3.pipeline import Progress, Result, Stopped
 from dalle3.runtime import generator, peak_bytes
 from dalle3.steering import split_prompts
@@ -320,7 +320,7 @@ def test_the_recipe_makes_the_picture_again(decoder):
         ({"clip_guidance": True}, ConfigError, "name them with text or image_prompts"),
         ({"clip_guidance": True, "image_prompts": "absent.png"}, ImageError, "absent.png cannot be read: No such file"),
         ({"output_size": 32}, ConfigError, "4x4 codes, which make 16 pixels a side; output_size is 32"),
-        ({"upsample": 33}, ImageError, "upsample is 33; the upsampler draws multiples of 2"),
+        ({"upsample": 33}, ConfigError, "upsample is 33; the upsampler draws multiples of 2"),
         ({"guidance_scale": float("nan")}, ConfigError, "guidance_scale is nan"),
         ({"max_memory": 0.0}, ConfigError, "max_memory is 0.0"),
         ({"cutn": 0}, ConfigError, "cutn is 0"),
@@ -333,7 +333,9 @@ def test_a_mistake_is_an_error_before_the_first_step(decoder, request_, error, m
 
 
 def test_an_odd_number_of_codes_a_side_is_refused(decoder):
-    with pytest.raises(ImageError, match="5x5 codes would make 20 pixels a side, and the decoder draws multiples of 8"):
+    with pytest.raises(
+        CodesError, match=r"0\.npy: 5x5 codes would make 20 pixels a side, and the decoder draws multiples of 8"
+    ):
         Decoding(decoder, DecodeRequest(), [job(side=5)])
 
 

@@ -107,6 +107,7 @@ def read_job(name: str, decoder: PictureDecoder, request: DecodeRequest) -> Job:
     Raises:
         CodesError: the file holds no codes of this decoder.
         ImageError: the picture cannot be read.
+        ConfigError: the size asked for is no multiple of what the network needs.
     """
     if decoder.unet is None:
         assert decoder.upsampler is not None
@@ -117,7 +118,7 @@ def read_job(name: str, decoder: PictureDecoder, request: DecodeRequest) -> Job:
     assert decoder.codec is not None
     if is_codes(name):
         codes = read_codes(Path(name), num_tokens=decoder.codec.num_tokens)
-        decoder.side(len(codes))
+        decoder.side(len(codes), name=name)
         return Job(name=name, codes=codes)
     grid = decoder.grid(request.output_size)
     return Job(name=name, codes=encode_picture(read_picture(name), decoder.codec, grid=grid, device=decoder.device))

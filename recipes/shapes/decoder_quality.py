@@ -127,7 +127,7 @@ def decoded(
     """The pictures (B, 3, S, S) in [0, 1] that decode.py makes of codes (B, h, w), but several at once on a CPU too."""
     request = DecodeRequest(text=text, **way)
     (stage,) = Decoding(decoder, request, [Job(name="codes", codes=codes[0])]).stages
-    pixels = finish(stage.walk(codes, decoder.side(codes.shape[1]), seed=request.seed, indices=indices))
+    pixels = finish(stage.walk(codes, decoder.side(codes.shape[1], name="codes"), seed=request.seed, indices=indices))
     return torch.stack([to_tensor(image) for image in to_images(pixels)]).float() / 255
 
 

@@ -221,7 +221,7 @@ BAD_CODES = {
     "pile.npy": (np.zeros((16, 4, 4), int), "pile.npy holds 256 codes of shape (16, 4, 4)"),
     "empty.npy": (np.zeros(0, int), "empty.npy holds 0 codes"),
     "floats.npy": (np.zeros(16), "floats.npy holds float64; codes are integers"),
-    "odd.npy": (np.zeros(25, int), "5x5 codes would make 20 pixels a side"),
+    "odd.npy": (np.zeros(25, int), "odd.npy: 5x5 codes would make 20 pixels a side"),
 }
 
 
@@ -267,6 +267,7 @@ def test_pickled_codes_are_refused(capsys):
         ("--input absent.npy absent.png", "none of 2 inputs can be read"),
         ("--input 0.npy --output_size 100", "4x4 codes, which make 16 pixels a side; output_size is 100"),
         ("--input {PICTURE} --output_size 20", "output_size is 20; the decoder draws multiples of 8"),
+        ("--input {PICTURE} {PICTURE} --output_size 20", "decode: output_size is 20; the decoder draws multiples of 8"),
         ("--input 0.npy --upsample 35", "upsample is 35; the upsampler draws multiples of 2"),
         ("--input 0.npy --clip_guidance", "name them with text or image_prompts"),
         ("--input 0.npy --clip_guidance --text 'a:1|b:-1'", "sum to zero"),
