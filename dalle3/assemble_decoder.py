@@ -95,7 +95,7 @@ def load_decoder(
         device=device,
         dtype=dtype,
     )
-    return assemble_decoder(parts, enlarges=enlarges)
+    return assemble_decoder(parts, enlarges=enlarges or upsampler is not None)
 
 
 def assemble_decoder(parts: DecoderParts, *, enlarges: bool) -> PictureDecoder:
@@ -117,10 +117,9 @@ def assemble_decoder(parts: DecoderParts, *, enlarges: bool) -> PictureDecoder:
     if not alone:
         codec, codec_path = _read_codec(parts, first, path)
         check_conditions(first, codec, path=path, codec_path=codec_path)
+        _check_dvae(codec, parts, codec_path)
         checkpoints["codec"] = codec
-        if enlarges:
-            found = parts.upsampler or _upsampler_beside(path)
-            checkpoints["upsampler"] = read_as(found, UPSAMPLER, flag="--upsampler")
+        checkpoints |= _read_upsampler(parts.upsampler, path, enlarges=enlarges)
     networks = {name: build_network(found, device=device, dtype=dtype) for name, found in checkpoints.items()}
     return PictureDecoder(
         unet=cast(DiffusionDecoder | None, networks.get("decoder")),
@@ -162,10 +161,7 @@ def add_second_stage(model: Model, parts: Parts, stage: SecondStage, *, enlarges
         raise CheckpointError(f"{folder} has no diffusion decoder in {DECODER_FOLDER}/; pass one as --decoder")
     decoder = read_as(path, DECODER, flag="--decoder")
     check_conditions(decoder, model.checkpoints["codec"], path=path, codec_path=folder)
-    checkpoints = {"decoder": decoder}
-    if enlarges:
-        found = stage.upsampler or _upsampler_beside(path)
-        checkpoints["upsampler"] = read_as(found, UPSAMPLER, flag="--upsampler")
+    checkpoints = {"decoder": decoder, **_read_upsampler(stage.upsampler, path, enlarges=enlarges)}
     dtype = pick_dtype(parts.dtype, model.device)
     networks = {name: build_network(found, device=model.device, dtype=dtype) for name, found in checkpoints.items()}
     return PictureDecoder(
@@ -254,12 +250,24 @@ def _read_codec(parts: DecoderParts, decoder: Checkpoint, path: Path) -> tuple[C
         raise CheckpointError(
             f"{path} does not hold its image tokenizer; pass the one it was trained with as --vae_path"
         )
-    codec = read_as(codec_path, CODEC, flag="--vae_path", config_path=config_path)
+    return read_as(codec_path, CODEC, flag="--vae_path", config_path=config_path), codec_path
+
+
+def _check_dvae(codec: Checkpoint, parts: DecoderParts, path: Path) -> None:
     if parts.dvae_mode and "dvae" not in codec.kind and codec.kind != "discrete_vae":
         raise ConfigError(
-            f"--dvae_mode says that {codec_path} is a DiscreteVAE, and it is a {codec.kind}; leave it out"
+            f"--dvae_mode says that the image tokenizer of {path} is a DiscreteVAE, and it is a {codec.kind}; "
+            "leave it out"
         )
-    return codec, codec_path
+
+
+def _read_upsampler(named: Path | None, decoder: Path, *, enlarges: bool) -> dict[str, Checkpoint]:
+    """The upsampler by its name, where one is wanted: the one named, or else one beside the decoder."""
+    if enlarges:
+        return {"upsampler": read_as(named or _upsampler_beside(decoder), UPSAMPLER, flag="--upsampler")}
+    if named is not None:
+        raise ConfigError("--upsampler is of use with --upsample only; add that: pixels a side")
+    return {}
 
 
 def _upsampler_beside(path: Path) -> Path:

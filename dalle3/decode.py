@@ -164,6 +164,8 @@ class Decoding:
         self.stages: list[Stage] = [self._decode_stage()] if decoder.unet is not None else []
         if request.upsample or decoder.unet is None:
             self.stages.append(self._upsample_stage())
+        if request.label is not None and all(stage.label is None for stage in self.stages):
+            raise ConfigError(f"label is {request.label}, and nothing here is conditioned on classes; leave it out")
         self.batches = list(self._batches())
 
     @property

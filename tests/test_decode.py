@@ -264,6 +264,11 @@ def test_an_upsampler_alone_enlarges_pictures(folder):
     assert found.picture.image.size == (32, 32)
 
 
+def test_an_upsampler_that_is_named_is_loaded(folder):
+    named = load_decoder(folder, upsampler=folder / "upsampler", device="cpu")
+    assert results(named, job(), upsample=32)[0].picture.image.size == (32, 32)
+
+
 def test_memory_is_measured():
     def run() -> torch.Tensor:
         first = torch.zeros(1000, 1000)
@@ -321,6 +326,7 @@ def test_the_recipe_makes_the_picture_again(decoder):
         ({"clip_guidance": True, "image_prompts": "absent.png"}, ImageError, "absent.png cannot be read: No such file"),
         ({"output_size": 32}, ConfigError, "4x4 codes, which make 16 pixels a side; output_size is 32"),
         ({"upsample": 33}, ConfigError, "upsample is 33; the upsampler draws multiples of 2"),
+        ({"label": 3}, ConfigError, "label is 3, and nothing here is conditioned on classes; leave it out"),
         ({"guidance_scale": float("nan")}, ConfigError, "guidance_scale is nan"),
         ({"max_memory": 0.0}, ConfigError, "max_memory is 0.0"),
         ({"cutn": 0}, ConfigError, "cutn is 0"),

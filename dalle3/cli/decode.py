@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     names = find_inputs(args.input)
     gallery = BesideInputs(outputs.outputs_dir, metadata=outputs.metadata)
     decoder = assemble_decoder(from_args(DecoderParts, args), enlarges=request.upsample is not None)
-    if request.text and not request.clip_guidance:
-        note("--text is only written into the recipes; it steers with --clip_guidance")
+    if (request.text or request.image_prompts) and not request.clip_guidance:
+        note("--text and --image_prompts are only written into the recipes; they steer with --clip_guidance")
     found, skipped = read_all(names, lambda name: read_job(name, decoder, request))
     jobs = [dataclasses.replace(job, index=index) for job in found for index in request.indices]
     decoding = Decoding(decoder, request, jobs)

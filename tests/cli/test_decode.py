@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -17,8 +18,10 @@ from PIL import Image
 from dalle3.checkpoint import save_checkpoint
 from dalle3.cli import Parser, main
 from dalle3.cli import decode as command
+from dalle3.models.vqgan import VQGAN, VQGANConfig
 from tests import tiny
 from tests.test_decode import write_stage_two
+from tests.train.vqgans import SIZES
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -171,9 +174,10 @@ def test_the_respacing_and_the_tile_are_in_the_recipe():
     assert recipe["tile"] == 16
 
 
-def test_text_without_clip_guidance_says_so(capsys):
-    assert decode("--input 0.npy --text 'your prompt here'") == 0
-    assert "it steers with --clip_guidance" in capsys.readouterr().err
+@pytest.mark.parametrize("prompt", ["--text 'your prompt here'", "--image_prompts a.png"])
+def test_a_prompt_without_clip_guidance_says_so(prompt, capsys):
+    assert decode(f"--input 0.npy {prompt}") == 0
+    assert "they steer with --clip_guidance" in capsys.readouterr().err
 
 
 def test_previews_are_shown_and_then_gone(monkeypatch):
@@ -280,6 +284,8 @@ def test_pickled_codes_are_refused(capsys):
         ),
         ("--input 0.npy --upsample 32 --upsampler {HOME}/default/decoder", "is a unet, not an upsampler, which"),
         ("--input 0.npy --model_path {HOME}/default/upsampler", "0.npy holds codes, and --model_path an upsampler"),
+        ("--input 0.npy --upsampler {HOME}/default/upsampler", "--upsampler is of use with --upsample only"),
+        ("--input 0.npy --label 3", "label is 3, and nothing here is conditioned on classes"),
         ("--input 0.npy --model_size 256", "--model_size is 256, and"),
         ("--input 0.npy --model_size 100", "argument --model_size: invalid choice: '100'"),
         ("--input 0.npy --steps 0", "steps is 0"),
@@ -299,6 +305,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(line, message, capsys, home):
     if "{PICTURE}" in line:
         line = line.replace("{PICTURE}", str(write_picture("a.png")))
     assert message in refused(line, capsys)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_dvae_mode_is_a_check_wherever_the_image_tokenizer_is_found(inside, capsys):
+    codec = tiny.checkpoint("vqgan", VQGANConfig(**SIZES), VQGAN)
+    decoder = tiny.decoder(emb_input_dims=codec.config.embed_dim)
+    save_checkpoint(dataclasses.replace(decoder, codec=codec if inside else None), Path("m/decoder"))
+    save_checkpoint(codec, Path("m/codec"))
+    line = refused("--input 0.npy --dvae_mode --model_path m", capsys)
+    assert "is a DiscreteVAE, and it is a vqgan; leave it out" in line
 
 
 def test_without_a_decoder_the_line_says_where_one_belongs(capsys, monkeypatch, tmp_path):
