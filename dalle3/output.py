@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dalle3.errors import OutputError
-from dalle3.files import locked, whole_file
+from dalle3.files import locked, reported, whole_file
 from dalle3.log import note
 
 NUMBERED = re.compile(r"(\d+)(-.*)?\.(png|npy|jpg)")
@@ -162,22 +163,61 @@ class BesideInputs:
         if root is not None and root.exists() and not root.is_dir():
             raise OutputError(f"{root} is a file; name a folder for the outputs")
         self.root, self.metadata = root, metadata
-        self.promised: set[Path] = set()
+        self.previews: dict[tuple[str, int], Path] = {}
 
-    def reserve(self, name: str, number: int, *, of: int) -> Path:
-        """The path of picture `number` of the `of` that are made from the input `name`; it is given out only once.
+    def add(self, picture: Picture, name: str, *, of: int) -> Path:
+        """Writes one of the `of` pictures made from the input `name`, in place of its preview, and returns its path.
 
         x.png for a single picture, x-decoded.png where that is taken, such as by the picture `generate.py` drew
         beside its codes, then x-decoded-2.png; for several x-0.png, x-1.png, and on after those that are taken.
+
+        Raises:
+            OutputError: the disk is full or the place cannot be written.
         """
+        later = (f"-decoded-{place}" for place in count(2))
+        endings = chain(["", "-decoded"], later) if of == 1 else (f"-{place}" for place in count(picture.index))
+        stem = self._stem(name)
+        with reported(stem):
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            with locked(stem.parent):
+                path = _free(stem, endings)
+                picture.save(path, metadata=self.metadata)
+        self._forget(name, picture.index)
+        return path
+
+    def show(self, image: Image.Image, name: str, index: int, *, of: int) -> None:
+        """Writes picture `index` of the `of` of an input as far as it is: x-preview.png, or x-0-preview.png of several.
+
+        Raises:
+            OutputError: as `add`.
+        """
+        stem = self._stem(name)
+        ending = "-preview" if of == 1 else f"-{index}-preview"
+        with reported(stem):
+            path = self.previews.setdefault(
+                (name, index), _free(stem, chain([ending], (f"{ending}-{place}" for place in count(2))))
+            )
+        save_image(image, path)
+
+    def close(self) -> None:
+        """Removes the previews of what was not finished."""
+        for name, index in list(self.previews):
+            self._forget(name, index)
+
+    def _forget(self, name: str, index: int) -> None:
+        if path := self.previews.pop((name, index), None):
+            path.unlink(missing_ok=True)
+
+    def _stem(self, name: str) -> Path:
         source = Path(name.split("?")[0])
         folder = self.root or (Path() if "://" in name else source.parent)
-        later = (f"-decoded-{place}" for place in count(2))
-        endings = chain(["", "-decoded"], later) if of == 1 else (f"-{place}" for place in count(number))
-        paths = (folder / f"{source.stem}{ending}.png" for ending in endings)
-        path = next(path for path in paths if path not in self.promised and not path.exists())
-        self.promised.add(path)
-        return path
+        return folder / source.stem
+
+
+def _free(stem: Path, endings: Iterable[str]) -> Path:
+    """The first PNG that is not there yet, of `stem` with one of the endings."""
+    paths = (stem.with_name(f"{stem.name}{ending}.png") for ending in endings)
+    return next(path for path in paths if not path.exists())
 
 
 def append_line(path: Path, line: str) -> None:

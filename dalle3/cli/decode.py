@@ -7,6 +7,7 @@ same meaning.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +24,6 @@ from dalle3.config import from_args, option
 from dalle3.decode import Decoding, Job, PictureDecoder, Preview, upscaled_side
 from dalle3.decode_request import DecodeRequest
 from dalle3.errors import CodesError, ImageError
-from dalle3.files import whole_file
 from dalle3.inputs import encode_picture, find_inputs, is_codes, read_codes, read_picture, square
 from dalle3.log import note, note_own, warn
 from dalle3.output import BesideInputs
@@ -125,12 +125,12 @@ def read_job(name: str, decoder: PictureDecoder, request: DecodeRequest) -> Job:
 
 
 def _decode(decoding: Decoding, gallery: BesideInputs, interrupt: Interrupt) -> None:
-    request, jobs = decoding.request, decoding.jobs
+    request, jobs, of = decoding.request, decoding.jobs, len(decoding.request.indices)
     note_own("decoder", decoding.decoder.own(request))
     note(f"{len(jobs)} images, {decoding.steps} steps, --seed {request.seed}")
     live = sys.stderr.isatty()  # a log gets a line at most once a second
-    paths = {place: gallery.reserve(job.name, job.index, of=len(request.indices)) for place, job in enumerate(jobs)}
-    with tqdm(total=len(jobs), bar_format=BAR, dynamic_ncols=True, mininterval=0.1 if live else 1) as bar:
+    bar = tqdm(total=len(jobs), bar_format=BAR, dynamic_ncols=True, mininterval=0.1 if live else 1)
+    with bar, contextlib.closing(gallery):
 
         def tick(done: float) -> None:
             bar.update(done - bar.n)
@@ -139,18 +139,7 @@ def _decode(decoding: Decoding, gallery: BesideInputs, interrupt: Interrupt) -> 
 
         for event in decoding.events(tick=tick):
             if isinstance(event, Preview):
-                _show(event, paths[event.place])
+                job = jobs[event.place]
+                gallery.show(event.image, job.name, job.index, of=of)
             elif not isinstance(event, Progress):
-                path = paths[event.place]
-                event.picture.save(path, metadata=gallery.metadata)
-                _preview_path(path).unlink(missing_ok=True)
-                print(path, flush=True)
-
-
-def _show(preview: Preview, path: Path) -> None:
-    with whole_file(_preview_path(path)) as partial:
-        preview.image.save(partial, format="PNG")
-
-
-def _preview_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}-preview.png")
+                print(gallery.add(event.picture, jobs[event.place].name, of=of), flush=True)

@@ -19,6 +19,7 @@ from dalle3.checkpoint import save_checkpoint
 from dalle3.cli import Parser, main
 from dalle3.cli import decode as command
 from dalle3.models.vqgan import VQGAN, VQGANConfig
+from dalle3.output import BesideInputs
 from tests import tiny
 from tests.test_decode import write_stage_two
 from tests.train.vqgans import SIZES
@@ -180,13 +181,55 @@ def test_a_prompt_without_clip_guidance_says_so(prompt, capsys):
     assert "they steer with --clip_guidance" in capsys.readouterr().err
 
 
-def test_previews_are_shown_and_then_gone(monkeypatch):
-    seen: set[str] = set()
-    show = command._show
-    monkeypatch.setattr(command, "_show", lambda preview, path: (show(preview, path), seen.update(pngs())))
+@pytest.fixture
+def shown(monkeypatch):
+    """What lies there after each preview, and may be added to."""
+    seen: list[list[str]] = []
+    show = BesideInputs.show
+
+    def seeing(gallery, *args, **more):
+        show(gallery, *args, **more)
+        seen.append(pngs())
+
+    monkeypatch.setattr(BesideInputs, "show", seeing)
+    return seen
+
+
+def test_previews_are_shown_and_then_gone(shown):
     assert decode("--input 0.npy --preview_every 1") == 0
-    assert seen == {"0-preview.png"}
+    assert shown == [["0-preview.png"]] * 3
     assert pngs() == ["0.png"]
+    decode("--input 0.npy --preview_every 3 --num_images 2 --outputs_dir out")
+    assert shown[3:] == [["0.png", "out/0-0-preview.png"], ["0.png", "out/0-0.png", "out/0-1-preview.png"]]
+
+
+def test_a_picture_that_is_called_as_the_preview_would_be_is_kept(shown):
+    mine = write_picture("0-preview.png").read_bytes()
+    assert decode("--input 0.npy --preview_every 3") == 0
+    assert shown == [["0-preview-2.png", "0-preview.png"]]
+    assert pngs() == ["0-preview.png", "0.png"]
+    assert Path("0-preview.png").read_bytes() == mine
+
+
+def test_what_another_run_wrote_meanwhile_is_kept(monkeypatch):
+    show = BesideInputs.show
+
+    def meanwhile(*args, **more):
+        show(*args, **more)
+        Path("0.png").write_bytes(b"another's")
+
+    monkeypatch.setattr(BesideInputs, "show", meanwhile)
+    assert decode("--input 0.npy --preview_every 3") == 0
+    assert pngs() == ["0-decoded.png", "0.png"]
+    assert Path("0.png").read_bytes() == b"another's"
+
+
+def test_a_name_that_is_too_long_is_one_line(capsys):
+    name = Path("x" * 248 + ".npy")
+    Path("0.npy").rename(name)
+    name.with_suffix(".png").touch()
+    assert decode(f"--input {name} --preview_every 0") == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("was not written: File name too long")
 
 
 def test_a_picture_is_enlarged():
@@ -347,7 +390,7 @@ def test_ctrl_c_keeps_what_is_finished():
     assert "Traceback" not in error
     finished = [name for name in pngs() if re.fullmatch(r"0-\d+\.png", name)]
     assert len(finished) >= 4
-    assert not [path for path in Path().iterdir() if "partial" in path.name]
+    assert not [path for path in Path().iterdir() if "partial" in path.name or "preview" in path.name]
     for name in finished:
         Image.open(name).load()
 
