@@ -50,7 +50,7 @@ def make_betas(schedule: Schedule, steps: int) -> Tensor:
     """The betas (steps,), float64, of a named schedule.
 
     Raises:
-        ConfigError: the name is unknown, or there is no step.
+        ConfigError: the name is unknown, or there are too few steps.
     """
     makers = {"linear": linear_betas, "cosine": cosine_betas}
     if schedule not in makers:
@@ -58,8 +58,8 @@ def make_betas(schedule: Schedule, steps: int) -> Tensor:
     if steps < 1:
         raise ConfigError(f"a chain of {steps} steps cannot be; it needs at least one")
     betas = makers[schedule](steps)
-    if betas.max() > 1:
-        raise ConfigError(f"a {schedule} schedule of {steps} steps is too short: its variances pass 1; use 20 or more")
+    if betas.max() >= 1:  # 20 linear steps reach 1: of the noisiest step no picture follows, and samplers divide by 0
+        raise ConfigError(f"a {schedule} schedule of {steps} steps is too short: its variances reach 1; use 21 or more")
     return betas
 
 
@@ -131,7 +131,7 @@ def respaced_betas(betas: Tensor, keep: Sequence[int]) -> Tensor:
     """The betas of the chain that visits only timesteps `keep` of the chain with `betas`.
 
     Args:
-        betas: (T,) variances in (0, 1], float64.
+        betas: (T,) variances in (0, 1), float64.
         keep: increasing indices into `betas`.
     Raises:
         ConfigError: `keep` is empty, unordered or reaches beyond T.

@@ -90,6 +90,8 @@ def test_an_unknown_schedule_is_refused_by_name():
         make_betas("quadratic", 100)  # type: ignore[arg-type]
 
 
-def test_a_linear_chain_too_short_for_its_variances_is_refused():
-    with pytest.raises(ConfigError, match="use 20 or more"):
-        make_betas("linear", 10)
+@pytest.mark.parametrize("steps", [10, 20])
+def test_a_linear_chain_too_short_for_its_variances_is_refused(steps):
+    with pytest.raises(ConfigError, match="use 21 or more"):
+        make_betas("linear", steps)
+    assert make_betas("linear", 21).max() < 1
