@@ -175,7 +175,7 @@ def dalle_task_from(
     words = read_words(parts, checkpoint, path)
     check_tokenizer(checkpoint.config, words, dalle_path=path)
     dalle = cast(Dalle, build(checkpoint, device=device, dtype=torch.float32)).requires_grad_(True)
-    built = cast(ImageTokenizer, build(codec, device=device, dtype=torch.float32))
+    built = cast(ImageTokenizer, build(codec, device=device))  # frozen, and known by its hash: as it is in the file
     lora = from_args(LoraConfig, args)
     if lora.lora_rank:
         with seeded(seed, "weights"):

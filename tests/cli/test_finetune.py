@@ -98,6 +98,17 @@ def test_a_dalle_learns_the_codes_of_openais_files(models, tmp_path):
     assert train(models, "dalle", tmp_path / "more", **further) == 0
 
 
+def test_a_packed_dalle_is_trained_on_by_codes_of_its_own_image_tokenizer(models, tmp_path):
+    packed, codes = tmp_path / "packed", tmp_path / "codes"
+    save_checkpoint(dalle(image_codec=codec()), packed, dtype=torch.bfloat16, tokenizer=tokenizer())
+    pictures = ["--image_text_folder", str(models / "pictures"), "--vae_path", str(packed / "codec")]
+    assert main(["encode", *pictures, "--out", str(codes)]) == 0
+    flags = {"image_text_folder": codes, "truncate_captions": None}
+    assert train(models, "dalle", tmp_path / "run", init_from=packed, **flags) == 0
+    trained = read_folder(tmp_path / "run" / "step-00000002")
+    assert trained.codec_info == read_folder(packed).codec_info
+
+
 def test_frozen_parts_stay_and_take_no_optimizer_state(models, tmp_path):
     flags = {"init_from": models / "dalle", "truncate_captions": None, "ema_decay": 0.5}
     out = tmp_path / "run"
