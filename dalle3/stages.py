@@ -199,8 +199,11 @@ def respaced(steps: int, *, sampler: SamplerName, full: int) -> str:
     """
     if steps > full:
         raise ConfigError(f"steps is {steps}; the chain has {full}")
-    # Ancestral sampling is spaced evenly, as it was trained; to the others the angle is what matters.
-    return "" if steps == full else f"{steps}" if sampler == "ddpm" else f"angle{steps}"
+    if steps == full:
+        return ""
+    # Ancestral sampling is spaced evenly, as it was trained; to the others the angle is what matters. One step alone
+    # would fall on the picture's end of an even spacing, and leave the noise as it is.
+    return f"{steps}" if sampler == "ddpm" and steps > 1 else f"angle{steps}"
 
 
 def too_little(taken: float, budget: float, what: str) -> ConfigError:

@@ -83,6 +83,12 @@ def test_every_sampler_draws_with_and_without_clip(decoder, sampler):
     assert pixels(plain) != pixels(steered)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_step_begins_at_the_noise(decoder, sampler):
+    (stage,) = Decoding(decoder, DecodeRequest(sampler=sampler, steps=1), [job()]).stages
+    assert stage.process.timestep_map == (999,)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_company_changes_no_picture(decoder, batch_size):
     jobs = [job(seed, index=index) for seed in (0, 1) for index in (0, 1, 2)]
