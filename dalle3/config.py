@@ -13,6 +13,7 @@ import inspect
 import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -83,8 +84,16 @@ def _parsing(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     if get_origin(hint) is tuple:
-        return {"type": lambda text: _split(text, get_args(hint)[0]), "metavar": "A,B"}
+        return {"type": _list_of(get_args(hint)[0]), "metavar": "A,B"}
     return {"type": hint}
+
+
+def _list_of(item: Any) -> Callable[[str], tuple]:
+    def read(text: str) -> tuple:
+        return _split(text, item)
+
+    read.__name__ = f"list of {getattr(item, '__name__', item)}"  # as argparse calls it where a value is none
+    return read
 
 
 def _split(text: str, item: Any) -> tuple:

@@ -26,7 +26,10 @@ class CaptionedFolder:
 
     def __init__(self, folder: Path, *, needs_captions: bool = True) -> None:
         if not folder.is_dir():
-            raise DataError(f"{folder} is not a folder; pass the folder that holds the pictures")
+            found = "is a file" if folder.exists() else "does not exist"
+            raise DataError(
+                f"{folder} {found}; name a folder of pictures, a .jsonl or a .tar, or several as 'a-{{00..09}}.tar'"
+            )
         self.folder, self.needs_captions = folder, needs_captions
         self.at_least: int | None = None
         found = sorted(_pictures(folder), key=lambda picture: picture[0].split(os.sep))

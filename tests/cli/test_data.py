@@ -112,7 +112,8 @@ def test_the_report_for_people_says_the_same(folder, capfd):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["missing"], "missing is not a folder"),
+        (["missing"], "missing does not exist; name a folder of pictures"),
+        ([__file__], "is a file; name a folder of pictures"),
         (["{00..01}.tar"], "00.tar does not exist; check the path and the braces"),
         (["--named", "-1", "."], "named is -1; it must be at least 0"),
     ],

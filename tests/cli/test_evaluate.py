@@ -163,6 +163,12 @@ def test_what_cannot_be_is_one_line(world, capsys, line, said):
     assert not found.out
 
 
+def test_a_list_that_is_none_is_called_by_what_it_should_hold(capsys):
+    with pytest.raises(SystemExit):
+        evaluate("text --data val --best_of 1,x")
+    assert "argument --best_of: invalid list of int value: '1,x'" in capsys.readouterr().err
+
+
 def test_decoding_flags_without_diffusion_are_refused(world, capsys):
     assert evaluate(f"text --dalle_path {world}/model --steps 3 --data {world}/val") == 2
     assert "--diffusion only" in capsys.readouterr().err
