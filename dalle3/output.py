@@ -138,8 +138,8 @@ class Gallery:
             caption = folder / "caption.txt"
             if not caption.exists():
                 with whole_file(caption) as partial:
-                    partial.write_text(prompt, encoding="utf-8")
-            if caption.read_text(encoding="utf-8", errors="replace") == prompt:
+                    partial.write_bytes(prompt.encode())  # as text, a carriage return would come back as another prompt
+            if caption.read_bytes() == prompt.encode():
                 return folder
             number += 1
 

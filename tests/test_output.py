@@ -42,6 +42,12 @@ def test_a_picture_lies_under_its_prompt_with_its_caption(tmp_path):
     assert (tmp_path / "a_red_circle" / "caption.txt").read_text() == "a red circle"
 
 
+def test_a_prompt_of_several_lines_has_one_folder_whatever_ends_them(tmp_path):
+    for place in (0, 1):
+        Gallery(tmp_path).add(picture(), prompt="a red\r\ncircle", place=place)
+    assert names(tmp_path / "a_red__circle") == ["0.png", "1.png", "caption.txt"]
+
+
 def test_codes_are_a_flat_int64_array(tmp_path):
     Gallery(tmp_path, codes=True).add(picture(5), prompt="x", place=5)
     codes = np.load(tmp_path / "x" / "5.npy", allow_pickle=False)
