@@ -208,10 +208,12 @@ class BesideInputs:
         if path := self.previews.pop((name, index), None):
             path.unlink(missing_ok=True)
 
+    def folder(self, name: str) -> Path:
+        """Where the pictures made from the input `name` go."""
+        return self.root or (Path() if "://" in name else Path(name).parent)
+
     def _stem(self, name: str) -> Path:
-        source = Path(name.split("?")[0])
-        folder = self.root or (Path() if "://" in name else source.parent)
-        return folder / source.stem
+        return self.folder(name) / Path(name.split("?")[0]).stem
 
 
 def _free(stem: Path, endings: Iterable[str]) -> Path:

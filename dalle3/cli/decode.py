@@ -24,6 +24,7 @@ from dalle3.config import from_args, option
 from dalle3.decode import Decoding, Job, PictureDecoder, Preview, upscaled_side
 from dalle3.decode_request import DecodeRequest
 from dalle3.errors import CodesError, ImageError
+from dalle3.files import writable_folder
 from dalle3.inputs import encode_picture, find_inputs, is_codes, read_codes, read_picture, square
 from dalle3.log import note, note_own, warn
 from dalle3.output import BesideInputs
@@ -71,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     found, skipped = read_all(names, lambda name: read_job(name, decoder, request))
     jobs = [dataclasses.replace(job, index=index) for job in found for index in request.indices]
     decoding = Decoding(decoder, request, jobs)
+    for folder in {gallery.folder(job.name) for job in jobs}:
+        writable_folder(folder)  # last of all checks, as it leaves a trace
     with stop_on_interrupt() as interrupt:
         _decode(decoding, gallery, interrupt)
     if interrupt.pressed:

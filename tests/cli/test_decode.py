@@ -340,6 +340,7 @@ def test_pickled_codes_are_refused(capsys):
         ("--input 0.npy --cpu --device cuda", "--cpu and --device cuda contradict"),
         ("--input 0.npy --dtype float16 --cpu", "--dtype float16 needs a GPU"),
         ("--input 0.npy --outputs_dir 0.npy", "0.npy is a file; name a folder"),
+        ("--input 0.npy --outputs_dir 0.npy/in_it", "0.npy/in_it was not written: Not a directory"),
         ("--input 0.npy --model_path absent.pt", "absent.pt: no such file"),
     ],
 )
