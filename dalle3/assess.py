@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from dalle3.checkpoint import fingerprint, read_safetensors
+from dalle3.checkpoint import read_safetensors
 from dalle3.config import option, to_dict
 from dalle3.data.transforms import to_tensor
 from dalle3.decode import Job, PictureDecoder
@@ -203,6 +203,7 @@ class TextToImage:
         seed: picture k of prompt i is a function of seed, i and k.
         kept: where drawings are kept.
         redraw: the second stage, where it is to be measured too.
+        judge: a CLIP that takes no part in drawing; None lets the model's own judge what it chose.
     """
 
     model: Model
@@ -210,27 +211,31 @@ class TextToImage:
     seed: int
     kept: Kept
     redraw: Redrawing | None = None
+    judge: Judge | None = None
 
     @cached_property
-    def judge(self) -> Judge:
-        """The model's CLIP."""
+    def chooser(self) -> Judge:
+        """The model's CLIP, which takes the best of several pictures."""
         return Judge(*self.model.clip)
 
-    @cached_property
-    def clip_hash(self) -> str:
-        """The SHA-256 of the judge's weights."""
-        clip = self.model.clip[0]
-        assert isinstance(clip, nn.Module)
-        return fingerprint(clip.state_dict())
+    @property
+    def judging(self) -> Judge:
+        """Who gives the figures."""
+        return self.judge or self.chooser
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of the weights of both."""
+        return {"clip": self.chooser.hash, **({"judge": self.judge.hash} if self.judge else {})}
 
     def measure(self, batches: Iterable[Examples]) -> list[Row]:
         """A row for the real pictures, then for each guidance and each number of candidates one, or two if decoded.
 
-        The best of several is chosen by the CLIP that then judges it, so its R-precision and its score are flattered;
-        its Fréchet distance is not.
+        Without another judge, the best of several is chosen by the CLIP that then judges it, so its R-precision and its
+        score are flattered; its Fréchet distance is not.
         """
         captions, real = self._read(batches)
-        text = self.judge.read(captions)
+        wanted, text = self.chooser.read(captions), self.judging.read(captions)
         retrieval = Retrieval(captions, text, among=self.settings.among, seed=self.seed)
 
         def row(name: str, seen: Tensor) -> Row:
@@ -239,25 +244,25 @@ class TextToImage:
 
         rows = [row("real", real)]
         for scale in self.settings.cond_scales:
-            codes, seen = self.draw(captions, cond_scale=scale)
+            codes, liked, seen = self.draw(captions, cond_scale=scale)
             for number in self.settings.best_of:
-                chosen = torch.arange(len(seen)), best_of(seen, text, number)
+                chosen = torch.arange(len(seen)), best_of(liked, wanted, number)
                 how = {"cond_scale": scale, "best_of": number}
                 kinds = {"drawn": seen[chosen]}
                 if self.redraw is not None:
-                    kinds["decoded"] = self.judge.see(self.redraw(codes[chosen], captions))
+                    kinds["decoded"] = self.judging.see(self.redraw(codes[chosen], captions))
                 for name, features in kinds.items():
                     rows.append({**row(name, features), "frechet": frechet_distance(features, real), **how})
         return rows
 
-    def draw(self, captions: Sequence[str], *, cond_scale: float) -> tuple[Tensor, Tensor]:
-        """Codes (N, K, h, w) of pictures of each caption, and what CLIP sees in them, (N, K, E)."""
+    def draw(self, captions: Sequence[str], *, cond_scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes (N, K, h, w) of pictures of each caption, and what the model's CLIP and the judge see, (N, K, E)."""
         parts = []
         for first in range(0, len(captions), PROMPTS_AT_ONCE):
             some = captions[first : first + PROMPTS_AT_ONCE]
             key = {
                 "weights": self.model.hashes,
-                "clip": self.clip_hash,
+                **self.hashes,
                 "captions": list(some),
                 "seed": [self.seed, first],
                 "drawn": [
@@ -269,10 +274,11 @@ class TextToImage:
                 ],
             }
             parts.append(self.kept.get(key, lambda some=some, first=first: self._draw(some, first, cond_scale)))
-        return torch.cat([part["codes"] for part in parts]), torch.cat([part["features"] for part in parts])
+        codes, liked = (torch.cat([part[name] for part in parts]) for name in ("codes", "features"))
+        return codes, liked, liked if self.judge is None else torch.cat([part["judged"] for part in parts])
 
     def _draw(self, captions: Sequence[str], first: int, cond_scale: float) -> dict[str, Tensor]:
-        codes, features = [], []
+        codes, liked, judged = [], [], []
         for number, caption in enumerate(captions, start=first):
             pictures = self.model.generate(
                 caption,
@@ -286,15 +292,19 @@ class TextToImage:
                 truncate_captions=True,
             )
             codes.append(torch.stack([torch.from_numpy(picture.codes) for picture in pictures]))
-            features.append(self.judge.see(stacked([picture.image for picture in pictures])))
-        return {"codes": torch.stack(codes), "features": torch.stack(features)}
+            images = stacked([picture.image for picture in pictures])
+            liked.append(self.chooser.see(images))
+            if self.judge is not None:
+                judged.append(self.judge.see(images))
+        found = {"codes": codes, "features": liked, "judged": judged}
+        return {name: torch.stack(parts) for name, parts in found.items() if parts}
 
     def _read(self, batches: Iterable[Examples]) -> tuple[list[str], Tensor]:
         captions: list[str] = []
         features = []
         for examples in batches:
             captions += examples.captions
-            features.append(self.judge.see(examples.pictures))
+            features.append(self.judging.see(examples.pictures))
         return captions, torch.cat(features)
 
 

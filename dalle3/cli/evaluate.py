@@ -63,6 +63,15 @@ class CodecParts:
     device: str = option("auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgeParts:
+    """Who judges."""
+
+    judge: str | None = option(
+        None, help="a CLIP that takes no part in drawing (default: the model's, which also chooses and steers)"
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Gives `parser` one sub-command for each part of a model."""
     parts = parser.add_subparsers(dest="part", required=True, metavar="part")
@@ -138,13 +147,15 @@ def measure_decoders(args: argparse.Namespace, config: EvaluateConfig) -> tuple[
     if settings.upsample is not None or decoder.unet is None:
         raise ConfigError("what is measured is a decoder at the size it was trained at; leave the upsampler out")
     settings = settings.settled(decoder.unet.settings)
-    side, judge = decoder.unet.config.image_size, _judge(decoder, parts)
+    side, own = decoder.unet.config.image_size, _judge(args, device=decoder.device)
+    judge = own or _steering_judge(decoder, parts)
 
     def measure(batches: Batches) -> list[Row]:
         kept = Kept(config.keep_drawn)
         return measure_decoder(decoder, batches(side), settings, judge=judge, seed=config.seed, kept=kept)
 
-    return {"weights": decoder.hashes, "settings": to_dict(settings)}, measure
+    weights = decoder.hashes if own is None else {**decoder.hashes, "judge": own.hash}
+    return {"weights": weights, "settings": to_dict(settings)}, measure
 
 
 def measure_drawings(args: argparse.Namespace, config: EvaluateConfig) -> tuple[dict[str, Any], Callable]:
@@ -159,9 +170,10 @@ def measure_drawings(args: argparse.Namespace, config: EvaluateConfig) -> tuple[
     if decoder is not None and decoder.unet is not None:
         decoding = decoding.settled(decoder.unet.settings)
     redraw = None if decoder is None else Redrawing(decoder, decoding, seed=config.seed, kept=kept)
-    subject = TextToImage(model=model, settings=settings, seed=config.seed, kept=kept, redraw=redraw)
+    judge = _judge(args, device=model.device)
+    subject = TextToImage(model=model, settings=settings, seed=config.seed, kept=kept, redraw=redraw, judge=judge)
     side = model.dalle.config.image_grid * model.codec.factor
-    about = {"weights": {**model.hashes, "clip": subject.clip_hash}, "settings": to_dict(settings)}
+    about = {"weights": {**model.hashes, **subject.hashes}, "settings": to_dict(settings)}
     if decoder is not None:
         about |= {"decoder": decoder.hashes, "decoding": to_dict(decoding)}
     return about, lambda batches: subject.measure(batches(side))
@@ -171,13 +183,14 @@ PARTS: dict[str, tuple[str, dict[str, type], Callable[..., tuple[dict[str, Any],
     "codec": ("an image tokenizer: how close, and how much of its codebook", {"model": CodecParts}, measure_codecs),
     "decoder": (
         "a diffusion decoder, beside the image tokenizer's own pictures",
-        {"model": DecoderParts, "how it decodes": DecodeSettings},
+        {"model": DecoderParts, "the judge": JudgeParts, "how it decodes": DecodeSettings},
         measure_decoders,
     ),
     "text": (
         "text to image: whether CLIP finds the right caption, with what guidance, choice and decoder add",
         {
             "model": Parts,
+            "the judge": JudgeParts,
             "what is drawn": DrawSettings,
             "the second stage": SecondStage,
             "how it decodes": DecodeSettings,
@@ -192,7 +205,13 @@ def _batches(path: str, side: int, config: EvaluateConfig, needs_captions: bool)
     return read_examples(source, side, number=config.number, seed=config.seed)
 
 
-def _judge(decoder: PictureDecoder, parts: DecoderParts) -> Judge | None:
+def _judge(args: argparse.Namespace, *, device: torch.device) -> Judge | None:
+    """The CLIP that is named as judge."""
+    name = from_args(JudgeParts, args).judge
+    return None if name is None else Judge(*load_clip(name, device=device))
+
+
+def _steering_judge(decoder: PictureDecoder, parts: DecoderParts) -> Judge | None:
     """The CLIP that is named or beside the decoder; without one there is no Fréchet distance."""
     try:
         return Judge(*decoder.clip)

@@ -6,10 +6,12 @@ Shapes: B batch, N pictures, K pictures of each prompt, V distinct captions, E w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from dalle3.checkpoint import fingerprint
 from dalle3.rerank import Scorer, Tokenize
 from dalle3.runtime import generator
 
@@ -23,6 +25,12 @@ class Judge:
         assert isinstance(clip, nn.Module)
         self._clip, self._tokenize = clip, tokenize
         self._device = next(clip.parameters()).device
+
+    @cached_property
+    def hash(self) -> str:
+        """The SHA-256 of the CLIP's weights."""
+        assert isinstance(self._clip, nn.Module)
+        return fingerprint(self._clip.state_dict())
 
     @torch.inference_mode()
     def see(self, pictures: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dalle3.checkpoint import save_checkpoint
@@ -98,6 +99,32 @@ def test_text_to_image_is_measured_for_each_guidance_and_each_number_of_candidat
     assert all(row["among"] == 3 and 0 <= row["r_precision"] <= 1 and -1 <= row["clip_score"] <= 1 for row in rows)
     best = {(row["cond_scale"], row["best_of"]): row["clip_score"] for row in rows if row["pictures"] == "drawn"}
     assert best[1, 2] >= best[1, 1]
+
+
+def test_another_judge_gives_its_own_figures_of_what_the_models_clip_chose(world):
+    other, rng = tiny.clip(), torch.Generator().manual_seed(0)
+    other.state = {
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=rng) for name, tensor in other.state.items()
+    }
+    save_checkpoint(other, Path("other"), tokenizer=tiny.tokenizer())
+    line = f"text --dalle_path {world}/model --best_of 1,2 --data {world}/val"
+    own, judged = rows_of(line), rows_of(f"{line} --judge other")
+    swapped = rows_of(f"{line} --clip other")
+    for row in (None, 1):
+        assert judged[row] == swapped[row] != own[row]  # the pictures are the same, chosen or not
+    assert judged[2]["clip_score"] <= swapped[2]["clip_score"]  # the judge did not choose them
+    decoded = f"decoder --model_path {world}/model --steps 2 --data {world}/val"
+    scores = []
+    for flags in ("", "--judge other", "--clip other"):
+        Path("report.json").unlink()
+        scores.append(measured(f"{decoded} {flags}")["val"][2]["clip_score"])
+    assert scores[1] == scores[2] != scores[0]
+
+
+def rows_of(line: str) -> dict[int | None, dict]:
+    """The rows of an evaluation on val, by how many pictures each is the best of."""
+    Path("report.json").unlink(missing_ok=True)
+    return {row.get("best_of"): row for row in measured(line)["val"]}
 
 
 def test_a_report_states_the_settings_that_the_parts_recommend(world):
