@@ -34,6 +34,7 @@ from recipes.shapes.decoder import HELD_OUT, SIZE, SMALL, scenes
 AT_ONCE = 16  # pictures drawn in one batch, but those that prompts of their own steer
 STEERED = {"steps": 25, "clip_guidance": True}
 WAYS: dict[str, dict[str, Any]] = {
+    "dpm++ 2m, 3 steps": {"steps": 3},
     "dpm++ 2m, 20 steps": {"steps": 20},
     "dpm++ 2m, 20 steps, guidance_scale 1.5": {"steps": 20, "guidance_scale": 1.5},
     "dpm++ 2m, 25 steps": {"steps": 25},
