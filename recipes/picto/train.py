@@ -29,7 +29,8 @@ SIZES = Path(__file__).parent / "sizes"
 TRAIN, VAL = "train-*.tar", "val-*.tar"
 CREDIT = "ATTRIBUTION.md"
 FLAGS = {"dalle": "--dalle_path", "clip": "--clip", "decoder": "--decoder"}  # of `dalle3 pack`
-CODES, FIRST = "codes", "codes-first"  # what a DALLE is trained on: of all pictures, and of the first lesson
+# What a DALLE is trained on: codes of all pictures, those of the first lesson, or pictures that it cuts and encodes anew.
+SOURCES = CODES, FIRST, PICTURES = "codes", "codes-first", "pictures"
 PART = {"train", "share", "flags"}  # what a size says of each part
 STAGES = (("codec", "clip"), ("dalle", "decoder"))  # what is in one needs only what is in those before
 
@@ -90,7 +91,8 @@ class Plan:
 
     def source(self, name: str, phase: dict[str, Any]) -> str:
         """What a part is trained on in one of its phases."""
-        return str(self.out / phase.get("source", CODES)) if name == "dalle" else pattern(self.data, TRAIN)
+        source = phase.get("source", CODES) if name == "dalle" else PICTURES
+        return pattern(self.data, TRAIN) if source == PICTURES else str(self.out / source)
 
     def needs(self, name: str) -> list[str]:
         """The flags of what a part needs of those before it."""
@@ -258,8 +260,8 @@ def check_phases(name: str, phases: list[dict[str, Any]]) -> None:
     for phase in phases:
         if unknown := phase.keys() - {"share", "source", "flags"}:
             raise ConfigError(f"{where} have {', '.join(sorted(unknown))}; a phase has share, source and flags")
-        if (source := phase.get("source")) is not None and (name != "dalle" or source not in (CODES, FIRST)):
-            raise ConfigError(f"{where} have the source {source}; only dalle has one, {CODES} or {FIRST}")
+        if (source := phase.get("source")) is not None and (name != "dalle" or source not in SOURCES):
+            raise ConfigError(f"{where} have the source {source}; only dalle has one of {', '.join(SOURCES)}")
         if "steps" in phase.get("flags", {}):
             raise ConfigError(f"{where} have steps; these count through all phases, so they go into the part's flags")
 

@@ -283,6 +283,13 @@ def test_the_small_dalle_learns_things_alone_first_and_ends_with_a_smaller_rate(
     assert rates[0] == rates[1] > rates[2]
 
 
+def test_a_dalle_may_learn_from_the_pictures_themselves(data):
+    crops = {"share": 1, "source": "pictures", "flags": {"random_resize_crop_lower_ratio": 0.8}}
+    (phase,) = dalle(data, crops).run("dalle").phases
+    assert flag(phase.arguments, "--image_text_folder") == str(data / "train-{00000..00001}.tar")
+    assert flag(phase.arguments, "--random_resize_crop_lower_ratio") == "0.8"
+
+
 def test_processes_share_the_batches_of_a_phase_too(data):
     phases = [{"share": 0.5, "flags": {"batch_size": size}} for size in (32, 8)]
     assert batch_sizes(dalle(data, *phases, processes=4).run("dalle")) == [8, 2]
@@ -297,7 +304,10 @@ def test_processes_share_the_batches_of_a_phase_too(data):
         ([{"share": 0.5}, {"share": 0.4}], r"shares \[0.5, 0.4\] of its time"),
         ([{"share": 1.5}, {"share": -0.5}], "above 0"),
         ([{"share": 1, "flag": {}}], "have flag; a phase has share, source and flags"),
-        ([{"share": 1, "source": "codes-last"}], "source codes-last; only dalle has one, codes or codes-first"),
+        (
+            [{"share": 1, "source": "codes-last"}],
+            "source codes-last; only dalle has one of codes, codes-first, pictures",
+        ),
         ([{"share": 1, "flags": {"steps": 9}}], "they go into the part's flags"),
     ],
 )
