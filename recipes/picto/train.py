@@ -29,7 +29,7 @@ SIZES = Path(__file__).parent / "sizes"
 TRAIN, VAL = "train-*.tar", "val-*.tar"
 CREDIT = "ATTRIBUTION.md"
 FLAGS = {"dalle": "--dalle_path", "clip": "--clip", "decoder": "--decoder"}  # of `dalle3 pack`
-# What a DALLE is trained on: codes of all pictures, those of the first lesson, or pictures that it cuts and encodes anew.
+# What a DALLE is trained on: codes of all pictures, those of the first lesson, or pictures, which it cuts and encodes.
 SOURCES = CODES, FIRST, PICTURES = "codes", "codes-first", "pictures"
 PART = {"train", "share", "flags"}  # what a size says of each part
 STAGES = (("codec", "clip"), ("dalle", "decoder"))  # what is in one needs only what is in those before
