@@ -140,7 +140,7 @@ def decoder_config(emb_input_dims: int) -> DecoderConfig:
         low_res=True,
     )
     process = ProcessConfig(noise_schedule="cosine", prediction="v", variance="fixed_small")
-    return DecoderConfig(unet=unet, process=process, respacing="angle20", spread=0.06)
+    return DecoderConfig(unet=unet, process=process, respacing="angle3", spread=0.06)
 
 
 def _crop(size: int) -> Crop:
