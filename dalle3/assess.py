@@ -235,7 +235,8 @@ class TextToImage:
         score are flattered; its Fréchet distance is not.
         """
         captions, real = self._read(batches)
-        wanted, text = self.chooser.read(captions), self.judging.read(captions)
+        text = self.judging.read(captions)
+        wanted = text if self.judge is None else self.chooser.read(captions)
         retrieval = Retrieval(captions, text, among=self.settings.among, seed=self.seed)
 
         def row(name: str, seen: Tensor) -> Row:

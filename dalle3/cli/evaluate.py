@@ -132,7 +132,7 @@ def measure_codecs(args: argparse.Namespace, config: EvaluateConfig) -> tuple[di
     device = pick_device(parts.device)
     checkpoint = read_as(parts.vae_path, CODEC, flag="--vae_path", config_path=parts.vqgan_config_path)
     codec = cast(ImageTokenizer, build(checkpoint, device=device, dtype=torch.float32))
-    judge = Judge(*load_clip(parts.clip, device=device)) if parts.clip else None
+    judge = _judge(parts.clip or None, device=device)
 
     def measure(batches: Batches) -> list[Row]:
         return [measure_codec(codec, batches(codec.image_size), judge=judge)]
@@ -147,7 +147,7 @@ def measure_decoders(args: argparse.Namespace, config: EvaluateConfig) -> tuple[
     if settings.upsample is not None or decoder.unet is None:
         raise ConfigError("what is measured is a decoder at the size it was trained at; leave the upsampler out")
     settings = settings.settled(decoder.unet.settings)
-    side, own = decoder.unet.config.image_size, _judge(args, device=decoder.device)
+    side, own = decoder.unet.config.image_size, _judge(from_args(JudgeParts, args).judge, device=decoder.device)
     judge = own or _steering_judge(decoder, parts)
 
     def measure(batches: Batches) -> list[Row]:
@@ -170,7 +170,7 @@ def measure_drawings(args: argparse.Namespace, config: EvaluateConfig) -> tuple[
     if decoder is not None and decoder.unet is not None:
         decoding = decoding.settled(decoder.unet.settings)
     redraw = None if decoder is None else Redrawing(decoder, decoding, seed=config.seed, kept=kept)
-    judge = _judge(args, device=model.device)
+    judge = _judge(from_args(JudgeParts, args).judge, device=model.device)
     subject = TextToImage(model=model, settings=settings, seed=config.seed, kept=kept, redraw=redraw, judge=judge)
     side = model.dalle.config.image_grid * model.codec.factor
     about = {"weights": {**model.hashes, **subject.hashes}, "settings": to_dict(settings)}
@@ -205,9 +205,8 @@ def _batches(path: str, side: int, config: EvaluateConfig, needs_captions: bool)
     return read_examples(source, side, number=config.number, seed=config.seed)
 
 
-def _judge(args: argparse.Namespace, *, device: torch.device) -> Judge | None:
-    """The CLIP that is named as judge."""
-    name = from_args(JudgeParts, args).judge
+def _judge(name: str | None, *, device: torch.device) -> Judge | None:
+    """The CLIP of this name, as judge."""
     return None if name is None else Judge(*load_clip(name, device=device))
 
 

@@ -25,7 +25,7 @@ from diffusion.guidance import clipped
 from diffusion.losses import training_losses
 from diffusion.process import Network, Process
 from diffusion.samplers import SAMPLERS, finish, per_image_noise
-from diffusion.schedule import make_betas, noise_angles
+from diffusion.schedule import noise_angles
 from diffusion.timesteps import AngleTimesteps, LossAwareTimesteps, UniformTimesteps
 
 PREVIEWED, PREVIEW_STEPS = 4, 20
@@ -42,13 +42,12 @@ class DenoisingConfig:
         "often those whose losses are large",
     )
 
-    def timesteps(self, how: DecoderConfig) -> UniformTimesteps:
-        """What draws the steps of the chain of a network."""
-        steps = how.process.diffusion_steps
+    def timesteps(self, process: Process, *, data_std: float) -> UniformTimesteps:
+        """What draws the steps of a chain, for a network that knows pixels up to a deviation of `data_std`."""
         if self.schedule_sampler == "angle":
-            betas = make_betas(how.process.noise_schedule, steps)
-            return AngleTimesteps(noise_angles(betas, data_std=how.data_std))
-        return UniformTimesteps(steps) if self.schedule_sampler == "uniform" else LossAwareTimesteps(steps)
+            return AngleTimesteps(noise_angles(process.betas, data_std=data_std))
+        kind = UniformTimesteps if self.schedule_sampler == "uniform" else LossAwareTimesteps
+        return kind(process.num_timesteps)
 
 
 class DenoisingObjective(nn.Module):

@@ -84,7 +84,8 @@ class DiffusionTask(DenoisingTask):
     ) -> None:
         check_codec(model.settings, codec, config)
         process = Process(model.settings.process)
-        super().__init__(model, DecoderObjective(model, process, config.timesteps(model.settings)), held_out=held_out)
+        timesteps = config.timesteps(process, data_std=model.settings.data_std)
+        super().__init__(model, DecoderObjective(model, process, timesteps), held_out=held_out)
         self.config = config
         assert isinstance(codec, nn.Module)
         self.codec = codec.eval().requires_grad_(False)

@@ -33,7 +33,8 @@ class UpsamplerTask(DenoisingTask):
 
     def __init__(self, model: Upsampler, config: DenoisingConfig, *, held_out: Tensor | None = None) -> None:
         process = Process(model.settings.process)
-        super().__init__(model, UpsamplerObjective(model, process, config.timesteps(model.settings)), held_out=held_out)
+        timesteps = config.timesteps(process, data_std=model.settings.data_std)
+        super().__init__(model, UpsamplerObjective(model, process, timesteps), held_out=held_out)
 
     def condition(self, images: Tensor, *, rng: torch.Generator | None) -> Condition:
         """Pictures (B, 3, H, W) in [0, 1] made small by averaging, (B, 3, s, s) in -1..1; nothing is drawn."""
