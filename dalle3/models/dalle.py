@@ -148,15 +148,16 @@ class Dalle(nn.Module):
         follows_text = position < self.config.text_seq_len
         return logits.masked_fill(is_text != follows_text, -torch.finfo(logits.dtype).max)
 
-    def loss(self, text: Tensor, codes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, text: Tensor, codes: Tensor, read: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and its parts, cross-entropies in nats: {"text", "image"}.
 
         Args:
             text: (B, L) ids, 0 where blank.
             codes: (B, M) or (B, h, w), whole pictures.
+            read: what the model reads in place of `codes`, which it has to predict all the same.
         """
-        c = self.config
-        hidden = self.hidden(self.embed(text, codes)).split([c.text_seq_len, c.image_seq_len], dim=1)
+        c, read = self.config, codes if read is None else read
+        hidden = self.hidden(self.embed(text, read)).split([c.text_seq_len, c.image_seq_len], dim=1)
         sizes = [c.num_text_ids, c.num_image_tokens]
         weights, biases = self.to_logits.weight.split(sizes), self.to_logits.bias.split(sizes)
         targets = {"text": self.fill_blanks(text), "image": codes}

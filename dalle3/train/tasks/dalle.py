@@ -35,11 +35,28 @@ class DalleTaskConfig:
 
     caption_dropout: float = option(0.1, help="part of the captions left out, which guidance (--cond_scale) needs")
     truncate_captions: bool = option(False, help="cut captions that are too long instead of stopping")
+    code_noise: float = option(
+        0.0,
+        help="read up to this part of every picture's codes wrongly, so that more depends on the caption; 0: none",
+    )
 
     def __post_init__(self) -> None:
-        """Raises ConfigError unless the part is in [0, 1]."""
-        if not 0 <= self.caption_dropout <= 1:
-            raise ConfigError(f"caption_dropout is {self.caption_dropout}; it must be between 0 and 1")
+        """Raises ConfigError unless the parts are in [0, 1]."""
+        for name in ("caption_dropout", "code_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+
+
+def misread(codes: Tensor, most: float, vocabulary: int, *, rng: torch.Generator) -> Tensor:
+    """Codes (B, h, w) with some of them any of the vocabulary; which part is uniform in [0, `most`] for each picture.
+
+    A model that draws reads its own mistakes, of which pictures alone teach it nothing (exposure bias; scheduled
+    sampling, arXiv:1506.03099, is a costlier cure). And codes that cannot be trusted leave more to the caption.
+    """
+    parts = most * torch.rand(len(codes), *[1] * (codes.ndim - 1), generator=rng)
+    wrong = torch.rand(codes.shape, generator=rng) < parts
+    others = torch.randint(vocabulary, codes.shape, generator=rng)
+    return torch.where(wrong.to(codes.device), others.to(codes.device), codes)
 
 
 class DalleObjective(nn.Module):
@@ -49,9 +66,9 @@ class DalleObjective(nn.Module):
         super().__init__()
         self.dalle = dalle
 
-    def forward(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Metrics]:
+    def forward(self, text: Tensor, codes: Tensor, read: Tensor | None = None) -> tuple[Tensor, Metrics]:
         """The weighted loss of captions (B, L) and codes (B, h, w), and the two it is made of, in nats a token."""
-        loss, parts = self.dalle.loss(text, codes)
+        loss, parts = self.dalle.loss(text, codes, read)
         return loss, {f"{name}_loss": part.detach() for name, part in parts.items()}
 
 
@@ -77,11 +94,14 @@ class DalleTask:
         return self.dalle.config.text_len + self.dalle.config.image_seq_len
 
     def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
-        """Captions, some of them left out, and codes."""
+        """Captions, some of them left out, and codes, some of them read wrongly."""
         device, config = next(self.dalle.parameters()).device, self.dalle.config
         rows = caption_rows(self.tokenizer, batch.captions, config.text_seq_len, truncate=self.config.truncate_captions)
         rows = drop_rows(rows, self.config.caption_dropout, rng=rng)
-        return {"text": rows.to(device), "codes": self.codes(batch.content.to(device))}
+        inputs = {"text": rows.to(device), "codes": self.codes(batch.content.to(device))}
+        if noise := self.config.code_noise:
+            inputs["read"] = misread(inputs["codes"], noise, config.num_image_tokens, rng=rng)
+        return inputs
 
     def codes(self, content: Tensor) -> Tensor:
         """Codes (B, h, w) of pictures uint8 (B, 3, H, W), or of codes the same."""

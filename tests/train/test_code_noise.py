@@ -1,0 +1,35 @@
+"""Codes that a DALLE in training reads wrongly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from dalle3.errors import ConfigError
+from dalle3.train.tasks.dalle import DalleTaskConfig, misread
+from tests.train.conftest import dalle_task
+
+
+def test_each_picture_is_misread_by_its_own_part_of_what_is_allowed() -> None:
+    codes = torch.full((400, 16, 16), 7)
+    read = misread(codes, 0.5, 64, rng=torch.Generator().manual_seed(0))
+    parts = (read != codes).flatten(1).float().mean(dim=1)
+    assert parts.max() < 0.6
+    assert parts.min() < 0.02
+    assert parts.mean() == pytest.approx(0.25 * 63 / 64, abs=0.02)
+    assert set(read.flatten().tolist()) == set(range(64))
+
+
+def test_what_is_misread_is_still_what_has_to_be_predicted() -> None:
+    dalle = dalle_task().dalle.eval()
+    text, codes = torch.tensor([[1, 2, 3, 0, 0, 0]]), torch.tensor([[[1, 2], [3, 4]]])
+    read = torch.tensor([[[1, 6], [3, 4]]])
+    logits = dalle(text, read)[:, -4:, -8:]
+    expected = cross_entropy(logits[0], codes.flatten()).item()
+    assert dalle.loss(text, codes, read)[1]["image"].item() == pytest.approx(expected)
+
+
+def test_part_above_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"code_noise is 1.5; it must be between 0 and 1"):
+        DalleTaskConfig(code_noise=1.5)
