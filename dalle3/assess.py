@@ -49,7 +49,9 @@ class DrawSettings:
     cond_scales: tuple[float, ...] = option(
         (), help="guidance scales, each of which is measured (default: the model's own, mostly 1)"
     )
-    best_of: tuple[int, ...] = option((1,), help="of so many pictures CLIP takes the best; each number is measured")
+    best_of: tuple[int, ...] = option(
+        (), help="of so many pictures CLIP takes the best; each number is measured (default: the model's own, mostly 1)"
+    )
     top_p: float | None = option(
         None, help="draw from the likeliest codes that reach this probability (default: the model's own, mostly 0.9)"
     )
@@ -60,7 +62,7 @@ class DrawSettings:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for numbers that cannot be."""
-        if not self.best_of or min(self.best_of) < 1 or self.among < 2:
+        if min(self.best_of, default=1) < 1 or self.among < 2:
             raise ConfigError(
                 f"best_of is {self.best_of} and among {self.among}; the first must hold numbers from 1 on, and the "
                 "second must be at least 2"
@@ -72,7 +74,12 @@ class DrawSettings:
         found = asked.settled(own)
         scales = self.cond_scales or (found.cond_scale,)
         return dataclasses.replace(
-            self, cond_scales=scales, top_p=found.top_p, top_k=found.top_k, temperature=found.temperature
+            self,
+            cond_scales=scales,
+            best_of=self.best_of or (own.best_of or 1,),
+            top_p=found.top_p,
+            top_k=found.top_k,
+            temperature=found.temperature,
         )
 
 
@@ -289,6 +296,7 @@ class TextToImage:
                 temperature=self.settings.temperature,
                 cond_scale=cond_scale,
                 seed=self.seed * SEEDS + number,
+                best_of=1,
                 batch_size=self.settings.batch_size,
                 truncate_captions=True,
             )

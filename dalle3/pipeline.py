@@ -29,7 +29,7 @@ from dalle3.errors import ConfigError, ImageError, PromptError
 from dalle3.models.dalle import Dalle
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.output import Picture
-from dalle3.rerank import Ranker, Scorer, Tokenize
+from dalle3.rerank import BestOf, Ranker, Scorer, Tokenize
 from dalle3.sampling import Recommended, SamplingChoice
 from dalle3.tokenizers.base import Tokenizer, tokenize
 
@@ -48,6 +48,11 @@ class Request(SamplingChoice):
     batch_size: int = option(4, help="pictures drawn at once; it bounds memory and changes speed, never pictures")
     seed: int | None = option(None, help="picture i is a function of seed and i alone (default: a random one, printed)")
     index: int | None = option(None, help="draw only the seed's picture of this number")
+    best_of: int | None = option(
+        None,
+        help="candidates of each picture, of which CLIP takes the best (default: as the model says, mostly 1, "
+        "and 1 where CLIP sorts all that is drawn)",
+    )
     clip_sort: bool = option(False, help="let CLIP score the pictures, and write them best first")
     keep: int | None = option(None, help="keep only so many, the best by CLIP score (implies clip_sort)")
     gentxt: bool = option(False, help="let the model complete the text first")
@@ -62,7 +67,10 @@ class Request(SamplingChoice):
             raise PromptError("the prompt is empty; write what the picture should show")
         if any("\ud800" <= character <= "\udfff" for character in self.text):
             raise PromptError(f"the prompt {self.text!r} is not UTF-8 text")
-        for names, least in ((("num_images", "batch_size", "keep"), 1), (("index", "seed", "num_init_img_tokens"), 0)):
+        for names, least in (
+            (("num_images", "batch_size", "best_of", "keep"), 1),
+            (("index", "seed", "num_init_img_tokens"), 0),
+        ):
             for name in names:
                 if (value := getattr(self, name)) is not None and value < least:
                     raise ConfigError(f"{name} is {value}; it must be {least} or more")
@@ -78,6 +86,10 @@ class Request(SamplingChoice):
     def ranked(self) -> bool:
         """Whether CLIP orders the pictures."""
         return self.clip_sort or self.keep is not None
+
+    def candidates(self, own: Recommended) -> int:
+        """How many candidates each picture has, of a model with its `own` settings."""
+        return self.best_of or (1 if self.ranked else own.best_of or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +143,7 @@ class Model:
         cond_scale: float | None = None,
         seed: int | None = None,
         index: int | None = None,
+        best_of: int | None = None,
         clip_sort: bool = False,
         keep: int | None = None,
         batch_size: int = 4,
@@ -150,6 +163,7 @@ class Model:
             cond_scale: guidance; above 1 the prompt pulls harder; mostly 1.
             seed: picture i is a function of seed and i alone; None is random, and each picture tells its own.
             index: draw only the seed's picture of this number.
+            best_of: candidates of each picture, of which CLIP takes the best; mostly 1, and 1 where CLIP ranks anyway.
             batch_size: pictures drawn at once; it bounds memory and never changes a picture.
             image: a picture or its path, whose upper part every drawing starts with.
             num_init_img_tokens: codes taken from `image`; None is 43.75 % of them.
@@ -165,6 +179,7 @@ class Model:
             cond_scale=cond_scale,
             seed=seed,
             index=index,
+            best_of=best_of,
             clip_sort=clip_sort,
             keep=keep,
             batch_size=batch_size,
@@ -224,16 +239,17 @@ class Drawing:
         """Raises Dalle3Error where something in the request cannot be."""
         self.model, self.request = model, request
         self.seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-        self.sampling = request.settled(model.recommended)
+        self.sampling, self.best_of = request.settled(model.recommended), request.candidates(model.recommended)
         self.prompt, self.text = request.text, read_caption(model, request)
         self.prime = None if request.image is None else encode_prime(model, request)
-        self.clip = model.clip if request.ranked else None
+        self.clip = model.clip if request.ranked or self.best_of > 1 else None
 
     @property
     def own(self) -> dict[str, float]:
         """The settings that are the model's own, by name: the request leaves them open."""
         asked, own = self.request.said, self.request.over(self.model.recommended).said
-        return {name: value for name, value in own.items() if name not in asked}
+        chosen = {"best_of": self.best_of} if self.best_of > 1 and self.request.best_of is None else {}
+        return {**{name: value for name, value in own.items() if name not in asked}, **chosen}
 
     def events(self, *, tick: Tick = lambda done: None) -> Iterator[Progress | Result]:
         """As `run`."""
@@ -241,37 +257,43 @@ class Drawing:
             self.text = self.model.decoder.complete(self.text, self.sampling, seed=self.seed)
             self.prompt = self.model.tokenizer.decode(self.text.tolist())
         prefix = self.model.decoder.read(self.text, cond_scale=self.sampling.cond_scale, prime=self.prime)
-        ranker = Ranker[Picture](*self.clip, self.prompt, keep=self.request.keep) if self.clip else None
+        scores = Ranker[Picture](*self.clip, self.prompt, keep=self.request.keep) if self.clip else None
+        ranker = scores if self.request.ranked else None
         with contextlib.suppress(Stopped):
-            yield from self._batches(prefix, ranker, tick)
+            yield from self._batches(prefix, scores, ranker, tick)
         for place, (score, _, picture) in enumerate(ranker.best() if ranker else []):
             picture = dataclasses.replace(picture, score=score, recipe={**picture.recipe, "score": score})
             yield Result(place=place, prompt=self.prompt, picture=picture)
 
-    def _batches(self, prefix: Prefix, ranker: Ranker[Picture] | None, tick: Tick) -> Iterator[Progress | Result]:
-        start, indices = time.perf_counter(), self.request.indices
-        for done in range(0, len(indices), self.request.batch_size):
-            some = indices[done : done + self.request.batch_size]
+    def _batches(
+        self, prefix: Prefix, scores: Ranker[Picture] | None, ranker: Ranker[Picture] | None, tick: Tick
+    ) -> Iterator[Progress | Result]:
+        start, indices, number = time.perf_counter(), self.request.indices, self.best_of
+        candidates = [index * number + candidate for index in indices for candidate in range(number)]
+        choice = BestOf[Picture](scores, number)
+        for done in range(0, len(candidates), self.request.batch_size):
+            some = candidates[done : done + self.request.batch_size]
             codes = self._draw(prefix, some, done=done, tick=tick)
-            pixels, pictures = self._decode(codes, some)
+            pixels, pictures = choice.add(*self._decode(codes, some))
             if ranker is not None:
-                ranker.add(pixels, some, pictures)
+                ranker.add(pixels, [picture.index for picture in pictures], pictures)
             else:
                 for picture in pictures:
                     yield Result(place=picture.index, prompt=self.prompt, picture=picture)
-            yield Progress(done=done + len(some), total=len(indices), seconds=time.perf_counter() - start)
+            drawn = (done + len(some)) // number
+            yield Progress(done=drawn, total=len(indices), seconds=time.perf_counter() - start)
 
-    def _draw(self, prefix: Prefix, indices: Sequence[int], *, done: int, tick: Tick) -> Tensor:
+    def _draw(self, prefix: Prefix, candidates: Sequence[int], *, done: int, tick: Tick) -> Tensor:
         return self.model.decoder.draw(
             prefix,
             self.sampling,
             seed=self.seed,
-            indices=indices,
-            on_token=lambda drawn, codes: tick(done + len(indices) * drawn / codes),
+            indices=candidates,
+            on_token=lambda drawn, codes: tick((done + len(candidates) * drawn / codes) / self.best_of),
         )
 
     @torch.inference_mode()
-    def _decode(self, codes: Tensor, indices: Sequence[int]) -> tuple[Tensor, list[Picture]]:
+    def _decode(self, codes: Tensor, candidates: Sequence[int]) -> tuple[Tensor, list[Picture]]:
         """The pictures of codes (B, h, w), also as pixels (B, 3, H, W) in [0, 1]."""
         # A CPU decodes one by one: it costs nothing, and the rounding of a picture cannot depend on its company.
         parts = codes.to(self.model.device).split(1 if self.model.device.type == "cpu" else len(codes))
@@ -282,18 +304,26 @@ class Drawing:
                 image=Image.fromarray(image),
                 codes=grid,
                 seed=self.seed,
-                index=index,
-                recipe={**self.recipe, "index": index, "size": [image.shape[1], image.shape[0]]},
+                index=number // self.best_of,
+                recipe={**self.recipe, **self._numbers(number), "size": [image.shape[1], image.shape[0]]},
             )
-            for image, grid, index in zip(images, codes.cpu().numpy(), indices, strict=True)
+            for image, grid, number in zip(images, codes.cpu().numpy(), candidates, strict=True)
         ]
         return pixels, pictures
+
+    def _numbers(self, candidate: int) -> dict[str, int]:
+        """What a recipe says of which picture this is: as a candidate it can be drawn alone, with best_of 1."""
+        if self.best_of == 1:
+            return {"index": candidate}
+        return {"index": candidate // self.best_of, "candidate": candidate}
 
     @property
     def recipe(self) -> dict[str, Any]:
         """What all pictures of the request share: with the index, everything needed to draw one again."""
         request, sampling = self.request, self.sampling
         settings: dict[str, Any] = {**to_dict(sampling), "truncate_captions": request.truncate_captions}
+        if self.best_of > 1:
+            settings["best_of"] = self.best_of
         if self.prime is not None:
             name = request.image.name if isinstance(request.image, Path) else "a picture in memory"
             settings |= {"image": name, "num_init_img_tokens": len(self.prime)}

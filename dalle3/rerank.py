@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -91,6 +92,35 @@ class Ranker(Generic[T]):
         count = len(images)
         images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, self._batch - count))
         return (self._clip.encode_image(images) * self._text).sum(-1)[:count]
+
+
+class BestOf(Generic[T]):
+    """Of every `number` pictures that come one after another, the one that shows the prompt best; of equals the first.
+
+    Args:
+        ranker: what scores them; there need be none where `number` is 1.
+    """
+
+    def __init__(self, ranker: Ranker[T] | None, number: int) -> None:
+        assert number == 1 or ranker is not None, "somebody has to choose"
+        self._ranker, self._number = ranker, number
+        self._seen, self._best = 0, (-math.inf, torch.empty(0), cast(T, None))
+
+    def add(self, images: Tensor, payloads: Sequence[T]) -> tuple[Tensor, Sequence[T]]:
+        """The winners, W of them, that pictures (B, 3, H, W) completed: (W, 3, H, W), and their payloads."""
+        if self._number == 1:
+            return images, payloads
+        assert self._ranker is not None
+        winners = []
+        for score, image, payload in zip(self._ranker.scores(images).tolist(), images, payloads, strict=True):
+            if score > self._best[0]:
+                self._best = score, image, payload
+            self._seen += 1
+            if self._seen % self._number == 0:
+                winners.append(self._best[1:])
+                self._best = -math.inf, image, payload
+        found = [image for image, _ in winners]
+        return torch.stack(found) if found else images[:0], [payload for _, payload in winners]
 
 
 def load_clip(

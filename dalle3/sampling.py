@@ -82,17 +82,27 @@ class Recommended(SamplingChoice):
     """How a DALLE draws best, as its folder says: used for whatever the user leaves open."""
 
     example: str | None = option(None, help="a prompt it draws well, drawn where none is given")
+    best_of: int | None = option(None, help="candidates of each picture, of which the CLIP beside it takes the best")
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a value cannot be."""
         super().__post_init__()
         if self.example is not None and not self.example.strip():
             raise ConfigError("example is empty; it must be a prompt, such as 'a large red circle'")
+        if self.best_of is not None and self.best_of < 1:
+            raise ConfigError(f"best_of is {self.best_of}; it must be 1 or more")
 
     @property
     def stated(self) -> dict[str, float | str]:
         """All that is there, by name: its form in config.json."""
-        return {**self.said, **({} if self.example is None else {"example": self.example})}
+        others = {"example": self.example, "best_of": self.best_of}
+        return {**self.said, **{name: value for name, value in others.items() if value is not None}}
+
+    def instead_of(self, other: Recommended) -> Recommended:
+        """What is said here, and the rest as `other` says."""
+        return Recommended(
+            **self.over(other).said, example=self.example or other.example, best_of=self.best_of or other.best_of
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,7 @@ def test_everything_said_about_a_model_comes_back(tmp_path):
         tiny.dalle(image_codec=tiny.codec()),
         source=Source(format="dalle-pytorch", file="dalle.pt", sha256="00"),
         training={"step": 12, "epoch": 3, "optimizer": {"state": {}}},
-        recommended=Recommended(cond_scale=3.0, example="a red circle"),
+        recommended=Recommended(cond_scale=3.0, example="a red circle", best_of=8),
     )
     save_checkpoint(original, tmp_path / "a", tokenizer=tiny.tokenizer())
     found = read_folder(tmp_path / "a")
@@ -217,6 +217,7 @@ def damage(folder, *, remove=(), **changes):
         (lambda f: damage(f, recommended={"top_p": 2}), r"config\.json: top_p is 2\.0; it must be above 0 and at most"),
         (lambda f: damage(f, recommended={"top_p": "0.9"}), r"Recommended\.top_p is '0\.9'; it must be float"),
         (lambda f: damage(f, recommended={"example": " "}), "example is empty; it must be a prompt"),
+        (lambda f: damage(f, recommended={"best_of": 0}), "best_of is 0; it must be 1 or more"),
         (lambda f: damage(f, recommended=[3]), r"Recommended is \[3\]; it must be an object"),
         (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors: no such file"),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot be read as safetensors"),

@@ -111,6 +111,54 @@ def test_keep_keeps_the_best_of_all(model):
     assert [result.picture.index for result in kept] == [result.picture.index for result in everything[:2]]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_of_the_candidates_of_each_picture_clip_takes_the_best(model, batch_size):
+    everything = results(model, num_images=6, clip_sort=True)  # best first
+    found = results(model, num_images=2, best_of=3, batch_size=batch_size)
+    for number, result in enumerate(found):
+        best = next(one.picture for one in everything if one.picture.index // 3 == number)
+        recipe = result.picture.recipe
+        assert (result.place, result.picture.index, recipe["index"], recipe["candidate"]) == (
+            *[number] * 3,
+            best.index,
+        )
+        assert (recipe["settings"]["best_of"], pixels(result.picture)) == (3, pixels(best))
+
+
+def test_the_best_candidate_can_be_drawn_alone_with_its_company_and_without(model):
+    chosen = model.generate(PROMPT, n=3, seed=0, best_of=2)[2]
+    with_company = model.generate(PROMPT, seed=0, best_of=2, index=2)[0]
+    alone = model.generate(PROMPT, seed=0, index=chosen.recipe["candidate"])[0]
+    assert pixels(chosen) == pixels(with_company) == pixels(alone)
+
+
+def test_best_candidates_are_sorted_too_where_both_are_asked_for(model):
+    found = results(model, num_images=3, best_of=2, clip_sort=True)
+    scores = [result.picture.score for result in found]
+    assert scores == sorted(scores, reverse=True)
+    everything = {one.picture.index: one.picture.score for one in results(model, num_images=6, clip_sort=True)}
+    assert scores == sorted([max(everything[2 * n], everything[2 * n + 1]) for n in range(3)], reverse=True)
+
+
+def test_a_model_recommends_candidates_but_where_clip_sorts_all_that_is_drawn():
+    own = Recommended(best_of=4)
+    asked = {"plain": {}, "sorted": {"clip_sort": True}, "kept": {"keep": 1}, "both": {"keep": 1, "best_of": 2}}
+    found = {name: Request(text=PROMPT, **flags).candidates(own) for name, flags in asked.items()}
+    assert found == {"plain": 4, "sorted": 1, "kept": 1, "both": 2}
+    assert Request(text=PROMPT).candidates(Recommended()) == 1
+
+
+def test_pictures_are_counted_whole_and_a_stop_keeps_those_whose_candidates_are_all_there(model):
+    def tick(done: float) -> None:
+        if done > 2.6:
+            raise Stopped
+
+    request = Request(text=PROMPT, seed=0, num_images=4, best_of=3, batch_size=2)
+    events = list(run(model, request, tick=tick))
+    assert [event.done for event in events if isinstance(event, Progress)] == [0, 1, 2]
+    assert [event.place for event in events if isinstance(event, Result)] == [0, 1]
+
+
 def test_the_recipe_draws_the_picture_again(model):
     picture = model.generate(PROMPT, n=3, seed=11, temperature=0.8, top_k=6)[2]
     recipe = picture.recipe

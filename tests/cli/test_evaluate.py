@@ -128,7 +128,9 @@ def rows_of(line: str) -> dict[int | None, dict]:
 
 
 def test_a_report_states_the_settings_that_the_parts_recommend(world):
-    choosy = dataclasses.replace(tiny.dalle(image_codec=tiny.codec()), recommended=Recommended(cond_scale=3, top_k=5))
+    choosy = dataclasses.replace(
+        tiny.dalle(image_codec=tiny.codec()), recommended=Recommended(cond_scale=3, top_k=5, best_of=2)
+    )
     save_checkpoint(choosy, Path("choosy"), tokenizer=tiny.tokenizer())
     shutil.copytree(world / "model" / "clip", "choosy/clip")
     decoder = tiny.decoder()
@@ -136,6 +138,7 @@ def test_a_report_states_the_settings_that_the_parts_recommend(world):
     save_checkpoint(decoder, Path("choosy/decoder"))
     rows = measured(f"text --dalle_path choosy --diffusion --data {world}/val")["val"]
     assert [row.get("cond_scale") for row in rows] == [None, 3, 3]
+    assert [row.get("best_of") for row in rows] == [None, 2, 2]
     about = json.loads(Path("report.json").read_text())["about"]
     assert about["settings"].items() >= {"cond_scales": [3], "top_p": None, "top_k": 5, "temperature": 1}.items()
     assert about["decoding"].items() >= {"timestep_respacing": "angle4", "guidance_scale": 1.5}.items()
