@@ -36,6 +36,7 @@ from dalle3.files import whole_file
 from dalle3.models.decoder import enlarged
 from dalle3.pipeline import Model, Result
 from dalle3.sampling import Recommended, SamplingChoice
+from dalle3.tokenizers.base import tokenize
 from dalle3.train.tasks.diffusion import shrink
 
 PROMPTS_AT_ONCE = 8  # whose drawings are kept together
@@ -236,12 +237,13 @@ class TextToImage:
         return {"clip": self.chooser.hash, **({"judge": self.judge.hash} if self.judge else {})}
 
     def measure(self, batches: Iterable[Examples]) -> list[Row]:
-        """A row for the real pictures, then for each guidance and each number of candidates one, or two if decoded.
+        """A row for the real pictures, with the loss of their codes; then for each guidance and each number of
+        candidates one, or two if decoded.
 
         Without another judge, the best of several is chosen by the CLIP that then judges it, so its R-precision and its
         score are flattered; its Fréchet distance is not.
         """
-        captions, real = self._read(batches)
+        captions, real, losses = self._read(batches)
         text = self.judging.read(captions)
         wanted = text if self.judge is None else self.chooser.read(captions)
         retrieval = Retrieval(captions, text, among=self.settings.among, seed=self.seed)
@@ -250,7 +252,7 @@ class TextToImage:
             found = {"r_precision": retrieval.precision(seen), "clip_score": retrieval.score(seen)}
             return {"pictures": name, "number": len(seen), "among": retrieval.among, **found}
 
-        rows = [row("real", real)]
+        rows = [{**row("real", real), **losses}]
         for scale in self.settings.cond_scales:
             codes, liked, seen = self.draw(captions, cond_scale=scale)
             for number in self.settings.best_of:
@@ -308,13 +310,24 @@ class TextToImage:
         found = {"codes": codes, "features": liked, "judged": judged}
         return {name: torch.stack(parts) for name, parts in found.items() if parts}
 
-    def _read(self, batches: Iterable[Examples]) -> tuple[list[str], Tensor]:
+    def _read(self, batches: Iterable[Examples]) -> tuple[list[str], Tensor, dict[str, float]]:
         captions: list[str] = []
-        features = []
+        features, losses = [], []
         for examples in batches:
             captions += examples.captions
             features.append(self.judging.see(examples.pictures))
-        return captions, torch.cat(features)
+            losses.append(len(examples.captions) * self.losses(examples))
+        loss, uncaptioned = (torch.stack(losses).sum(0) / len(captions)).tolist()
+        return captions, torch.cat(features), {"loss": loss, "uncaptioned": uncaptioned}
+
+    @torch.inference_mode()
+    def losses(self, examples: Examples) -> Tensor:
+        """The DALLE's cross-entropy of pictures' codes, in nats a code: with their captions, and without, (2,)."""
+        dalle, device = self.model.dalle, self.model.device
+        codes = self.model.codec.encode(examples.pictures.to(device))
+        text = tokenize(self.model.tokenizer, list(examples.captions), dalle.config.text_seq_len, truncate=True)
+        seen = (text.to(device), torch.zeros_like(text, device=device))
+        return torch.stack([dalle.loss(ids, codes)[1]["image"].float().cpu() for ids in seen])
 
 
 def stacked(images: Sequence[Image.Image]) -> Tensor:

@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
+import dalle3
 from dalle3.checkpoint import save_checkpoint
 from dalle3.cli import main
 from dalle3.cli.evaluate import name_splits
+from dalle3.data.open import open_pictures
 from dalle3.errors import ConfigError
+from dalle3.evaluate.examples import read_examples
 from dalle3.sampling import Recommended
+from dalle3.tokenizers.base import tokenize
 from tests import tiny
 
 COLORS, SHAPES = ("red", "blue"), ("circle", "square")
@@ -99,6 +104,19 @@ def test_text_to_image_is_measured_for_each_guidance_and_each_number_of_candidat
     assert all(row["among"] == 3 and 0 <= row["r_precision"] <= 1 and -1 <= row["clip_score"] <= 1 for row in rows)
     best = {(row["cond_scale"], row["best_of"]): row["clip_score"] for row in rows if row["pictures"] == "drawn"}
     assert best[1, 2] >= best[1, 1]
+
+
+def test_the_loss_of_real_pictures_is_that_of_their_codes(world):
+    real, *drawn = measured(f"text --dalle_path {world}/model --among 3 --data {world}/val")["val"]
+    model = dalle3.load(world / "model")
+    source = open_pictures(str(world / "val"), columns="", needs_captions=True)
+    (examples,) = read_examples(source, tiny.GRID * model.codec.factor, number=None, seed=0)
+    text = tokenize(model.tokenizer, list(examples.captions), model.dalle.config.text_seq_len)
+    for name, ids in (("loss", text), ("uncaptioned", 0 * text)):
+        logits = model.dalle(ids, codes := model.codec.encode(examples.pictures))[:, -(tiny.GRID**2) :]
+        logits = logits[..., -model.dalle.config.num_image_tokens :]
+        assert real[name] == pytest.approx(cross_entropy(logits.flatten(0, 1), codes.flatten()).item())
+    assert all("loss" not in row for row in drawn)
 
 
 def test_another_judge_gives_its_own_figures_of_what_the_models_clip_chose(world):
