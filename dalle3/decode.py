@@ -318,7 +318,7 @@ class Decoding:
             self.decoder.clip,
             text=request.text,
             image_prompts=request.image_prompts,
-            cutn=request.cutn,
+            cutn=request.cutouts,
             side=max(sides[0] for sides in self.sides.values()),
             seed=request.seed,
         )
@@ -327,7 +327,7 @@ class Decoding:
             targets=targets,
             exact=request.guidance == "exact",
             limit=None if sampler == "ddpm" else request.guidance_limit,
-            cutn=request.cutn,
+            cutn=request.cutouts,
             clip_guidance_scale=request.clip_guidance_scale,
             tv_scale=request.tv_scale,
             range_scale=request.range_scale,

@@ -218,6 +218,15 @@ def test_clip_guidance_at_25_steps_raises_the_clip_score(decoder, guidance):
     assert min(gains) > 0.02
 
 
+@pytest.mark.parametrize(("guidance", "cutn", "seen"), [("exact", None, 16), ("fast", None, 8), ("fast", 5, 5)])
+def test_clip_sees_so_many_cutouts_in_each_step(decoder, guidance, cutn, seen, monkeypatch):
+    clip, counts = decoder.clip[0], []
+    real = clip.encode_image
+    monkeypatch.setattr(clip, "encode_image", lambda pixels: counts.append(len(pixels)) or real(pixels))
+    results(decoder, job(), steps=2, clip_guidance=True, text="a star", guidance=guidance, cutn=cutn)
+    assert counts == [seen, seen]
+
+
 def test_weights_are_used(decoder):
     red, blue, both = (
         results(decoder, job(), steps=8, clip_guidance=True, text=text, cutn=2)[0]
