@@ -27,17 +27,31 @@ class Report:
     def __init__(self, about: dict[str, Any], path: Path | None) -> None:
         self.about, self.path = json.loads(json.dumps(about)), path
         self.splits: dict[str, list[Row]] = {}
+        self.data: dict[str, str] = {}  # where each split was read from
         if path is not None and path.exists():
-            self.splits = self._read(path)
+            self._read(path)
         self._write()
 
-    def add(self, split: str, rows: list[Row]) -> None:
-        """Notes the rows of a split.
+    def has(self, split: str, data: str) -> bool:
+        """Whether the rows of a split are there.
+
+        Raises:
+            ConfigError: they are, and from other data.
+        """
+        before = self.data.get(split, data)
+        if before != data:
+            raise ConfigError(
+                f"{self.path} holds figures of {split} from {before}; name the other one, as in --data {split}2={data}"
+            )
+        return split in self.splits
+
+    def add(self, split: str, data: str, rows: list[Row]) -> None:
+        """Notes the rows of a split that was read from `data`.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        self.splits[split] = rows
+        self.splits[split], self.data[split] = rows, data
         self._write()
 
     def lines(self, split: str) -> Iterator[str]:
@@ -53,12 +67,13 @@ class Report:
     def _write(self) -> None:
         if self.path is not None:
             with whole_file(self.path) as partial:
-                partial.write_text(json.dumps({"about": self.about, "splits": self.splits}, indent=2) + "\n")
+                stored = {"about": self.about, "data": self.data, "splits": self.splits}
+                partial.write_text(json.dumps(stored, indent=2) + "\n")
 
-    def _read(self, path: Path) -> dict[str, list[Row]]:
+    def _read(self, path: Path) -> None:
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            before, splits = stored["about"], stored["splits"]
+            before, splits, data = stored["about"], stored["splits"], stored.get("data", {})
         except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(f"{path} is no report of `dalle3 evaluate`; name another --json") from None
         changed = sorted(key for key in {*before, *self.about} if before.get(key) != self.about.get(key))
@@ -66,7 +81,7 @@ class Report:
             raise ConfigError(
                 f"{path} reports another evaluation ({', '.join(changed)} differ); name another --json, or remove it"
             )
-        return splits
+        self.splits, self.data = splits, data
 
 
 def _show(value: float | int | str) -> str:

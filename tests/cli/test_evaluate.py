@@ -162,6 +162,15 @@ def test_a_report_states_the_settings_that_the_parts_recommend(world):
     assert about["decoding"].items() >= {"timestep_respacing": "angle4", "guidance_scale": 1.5}.items()
 
 
+def test_a_report_does_not_take_one_data_set_for_another_of_its_name(world, capsys):
+    measured(f"codec --vae_path {world}/model/codec --data {world}/val")
+    shutil.copytree(world / "held", "val")
+    assert evaluate(f"codec --vae_path {world}/model/codec --data val --json report.json") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"holds figures of val from {world}/val; name the other one, as in --data val2=" in line
+    assert set(measured(f"codec --vae_path {world}/model/codec --data val2=val")) == {"val", "val2"}
+
+
 def test_a_seed_always_gives_the_same_figures_and_another_one_others(world):
     def figures(seed: int) -> dict:
         Path("report.json").unlink(missing_ok=True)

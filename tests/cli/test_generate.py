@@ -242,6 +242,7 @@ def test_a_bad_prompts_file_is_named_with_its_line(content, message, capsys):
         ("--text a --dtype float8", "argument --dtype: invalid choice: 'float8'"),
         ("--text a --dtype float16 --device cpu", "--dtype float16 needs a GPU"),
         ("--text a --device tpu", "--device tpu cannot be used here"),
+        ("--text a --device meta", "--device meta cannot be used here"),
         ("--text a --colour red", "unrecognized arguments: --colour red"),
         ("--text a --dalle_path absent.pt", "absent.pt"),
         ("--text a --dalle_path {ROOT}/README.md", "README.md"),
