@@ -29,9 +29,14 @@ class CropConfig:
         0.75, help="smallest part of the largest square that a random crop keeps; 1 is the centre crop"
     )
     flip: bool = option(False, help="mirror half of the pictures; wrong where captions say left and right")
+    shift: int = option(
+        0, help="move pictures by up to so many pixels each way, edges repeated: unlike a crop it softens nothing"
+    )
 
     def __post_init__(self) -> None:
-        """Raises ConfigError unless the ratio is in (0, 1]."""
+        """Raises ConfigError unless the ratio is in (0, 1] and the shift at least 0."""
+        if self.shift < 0:
+            raise ConfigError(f"shift is {self.shift}; it must be at least 0")
         if not 0 < self.random_resize_crop_lower_ratio <= 1:
             found = self.random_resize_crop_lower_ratio
             raise ConfigError(f"random_resize_crop_lower_ratio is {found}; it must be above 0 and at most 1")
@@ -56,8 +61,17 @@ class Crop:
         size = (self.image_size, self.image_size)
         # Pillow's bicubic within 1 of 255, and 2 at the edge, behind which Pillow looks; in a third of the time
         square = F.interpolate(part, size=size, mode="bicubic", antialias=True)[0].contiguous()
+        if self.config.shift:
+            square = shifted(square, *torch.randint(-self.config.shift, self.config.shift + 1, (2,), generator=rng))
         mirrored = self.config.flip and torch.rand((), generator=rng).item() < 0.5
         return square.flip(-1) if mirrored else square
+
+
+def shifted(square: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """A picture (C, S, S) moved by whole pixels; what comes into it repeats its edge."""
+    places = torch.arange(square.shape[-1])
+    rows, columns = ((places - by).clamp(0, len(places) - 1) for by in (down, right))
+    return square[:, rows[:, None], columns]
 
 
 def crop_box(size: tuple[int, int], *, lower_ratio: float, rng: torch.Generator) -> tuple[int, int, int, int]:
