@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import multiprocessing
 import os
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -127,3 +129,14 @@ def test_pictures_are_mirrored_only_when_asked():
         crop = Crop(8, CropConfig(random_resize_crop_lower_ratio=1.0, flip=flip))
         lefts = {int(crop(picture, generator(seed))[0, 0, 0]) for seed in range(16)}
         assert lefts == ({0, 255} if flip else {255})
+
+
+def test_a_shift_moves_whole_pixels_and_repeats_the_edge():
+    noise = torch.randint(256, (16, 16, 3), dtype=torch.uint8, generator=generator(0)).numpy()
+    still = CropConfig(random_resize_crop_lower_ratio=1.0)
+    picture = Image.fromarray(noise)
+    padded = np.pad(Crop(16, still)(picture, generator(0)).numpy(), ((0, 0), (2, 2), (2, 2)), mode="edge")
+    windows = {padded[:, y : y + 16, x : x + 16].tobytes() for y in range(5) for x in range(5)}
+    moving = Crop(16, dataclasses.replace(still, shift=2))
+    found = {moving(picture, generator(seed)).numpy().tobytes() for seed in range(200)}
+    assert found == windows
