@@ -22,7 +22,7 @@ from PIL import Image
 from dalle3.errors import ConfigError, Dalle3Error, DataError
 from dalle3.files import whole_folder
 from dalle3.log import note
-from recipes.picto.samples import FORMATS, add_file, encode_picture
+from recipes.picto.samples import FORMATS, add_file, encode_picture, members
 
 _PICTURES = (".png", ".webp")
 
@@ -42,7 +42,7 @@ def repack(source: Path, target: Path, *, size: int, form: str, jobs: int = 1) -
     """Writes the shards of `source` to the folder `target`, pictures `size` pixels wide and saved as `form`.
 
     Raises:
-        DataError: `source` holds no shards.
+        DataError: `source` holds no shards, or one that cannot be read.
         ConfigError: the size or the number of processes is below 1.
         OutputError: `target` exists and is not empty, or cannot be written.
     """
@@ -59,11 +59,9 @@ def repack(source: Path, target: Path, *, size: int, form: str, jobs: int = 1) -
 
 
 def _repack_shard(path: Path, *, folder: Path, size: int, form: str) -> None:
-    with tarfile.open(path) as old, tarfile.open(folder / path.name, "w") as new:
-        for entry in old:
-            file = old.extractfile(entry)
-            assert file is not None, "shards hold only files"
-            name, data = Path(entry.name), file.read()
+    with tarfile.open(folder / path.name, "w") as new:
+        for member, content in members(path):
+            name, data = Path(member), content
             if name.suffix in _PICTURES:
                 data, extension = encode_picture(Image.open(io.BytesIO(data)).convert("RGB"), size=size, form=form)
                 name = name.with_suffix(f".{extension}")

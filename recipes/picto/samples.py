@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from dalle3.errors import DataError
 from recipes.picto import captions
 from recipes.picto.plan import Planned
 from recipes.picto.scenes import Drawn
@@ -69,13 +70,25 @@ def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
+def members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files in a tar, in order.
+
+    Raises:
+        DataError: it cannot be read to its end.
+    """
+    try:
+        with tarfile.open(path) as tar:
+            for entry in tar:
+                if (file := tar.extractfile(entry)) is not None:
+                    yield entry.name, file.read()
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{path} is no whole tar ({error}); build or copy it again") from None
+
+
 def files(paths: Iterable[Path], ending: str) -> Iterator[bytes]:
     """The files of tars whose names end so, in order."""
     for path in paths:
-        with tarfile.open(path) as tar:
-            for entry in tar:
-                if entry.name.endswith(ending) and (file := tar.extractfile(entry)) is not None:
-                    yield file.read()
+        yield from (content for name, content in members(path) if name.endswith(ending))
 
 
 class Shards:

@@ -17,7 +17,7 @@ from pathlib import Path
 from dalle3.errors import Dalle3Error, DataError
 from dalle3.files import whole_folder
 from dalle3.log import note
-from recipes.picto.samples import add_file
+from recipes.picto.samples import add_file, members
 from recipes.picto.splits import HELD_OUT, VAL
 
 Member = tuple[str, bytes]
@@ -58,15 +58,14 @@ def samples(data: Path, split: str) -> Iterator[list[Member]]:
     """The members of each sample of a split: its picture, captions and attributes, by name.
 
     Raises:
-        DataError: there is no tar of it.
+        DataError: there is no tar of it, or one cannot be read.
     """
     tars = sorted(data.glob(f"{split}-*.tar"))
     if not tars:
         raise DataError(f"{data} holds no {split}-*.tar; pass the folder that `recipes.picto.build` wrote")
     for path in tars:
-        with tarfile.open(path) as tar:
-            for _, entries in groupby(tar, key=lambda entry: entry.name.partition(".")[0]):
-                yield [(entry.name, file.read()) for entry in entries if (file := tar.extractfile(entry)) is not None]
+        for _, sample in groupby(members(path), key=lambda member: member[0].partition(".")[0]):
+            yield list(sample)
 
 
 def _write(folder: Path, name: str, found: Iterator[list[Member]]) -> int:

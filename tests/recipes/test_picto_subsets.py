@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dalle3.data.open import open_pictures
+from recipes.picto import repack
 from recipes.picto.samples import add_file
 from recipes.picto.subsets import HELD_OUT, main, write_subsets
 
@@ -41,4 +43,14 @@ def test_val_is_there_whole_and_by_kind_and_the_withheld_splits_beside_it(data, 
 def test_what_is_no_data_set_is_one_line(tmp_path, capsys):
     assert main([str(tmp_path), str(tmp_path / "out")]) == 2
     assert "holds no val-*.tar" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("program", [main, repack.main])
+def test_a_tar_that_was_cut_is_one_line(program, data, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "cut")
+    whole = (tmp_path / "cut" / "val-00000.tar").read_bytes()
+    (tmp_path / "cut" / "val-00000.tar").write_bytes(whole[:700])
+    assert program([str(tmp_path / "cut"), str(tmp_path / "out")]) == 2
+    assert "val-00000.tar is no whole tar (unexpected end of data)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
