@@ -119,7 +119,10 @@ def read_parts(config: PackConfig, *, draws: Recommended, decodes: DecodesBest) 
     clip = config.clip and read_as(config.clip, CLIP, flag="--clip")
     packed = in_format(codec, DTYPES[config.dtype])
     described = describe_codec(packed, grid=dalle.config.image_grid)
-    dalle = dataclasses.replace(dalle, codec=packed, recommended=draws.instead_of(dalle.recommended))
+    best = draws.instead_of(dalle.recommended)
+    if best.best_of not in (None, 1) and clip is None:
+        raise ConfigError("--best_of is for a model with a CLIP, which takes the best; name it with --clip")
+    dalle = dataclasses.replace(dalle, codec=packed, recommended=best)
     decoder = decoder and dataclasses.replace(
         decoder, codec=None, codec_info=described, config=decodes.settings.over(decoder.config)
     )

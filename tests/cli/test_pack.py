@@ -122,7 +122,8 @@ def test_flags_and_lines_of_a_prompts_file_go_before_what_a_model_recommends(par
 def test_packing_again_keeps_what_is_recommended_but_for_what_is_said_anew(parts, assets):
     pack(parts, assets / "picto", BEST)
     line = f"again --dalle_path {assets}/picto --decoder {assets}/picto/decoder --top_k 9 --best_of 4 --sampler ddim"
-    assert main(["pack", *shlex.split(line)]) == 0
+    assert main(["pack", *shlex.split(line)]) == 2  # nobody could choose
+    assert main(["pack", *shlex.split(f"{line} --clip {assets}/picto/clip")]) == 0
     expected = Recommended(cond_scale=3.0, top_k=9.0, example="a blue star", best_of=4)
     assert read_folder(Path("again")).recommended == expected
     how = read_folder(Path("again/decoder")).config
