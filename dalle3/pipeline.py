@@ -257,20 +257,19 @@ class Drawing:
             self.text = self.model.decoder.complete(self.text, self.sampling, seed=self.seed)
             self.prompt = self.model.tokenizer.decode(self.text.tolist())
         prefix = self.model.decoder.read(self.text, cond_scale=self.sampling.cond_scale, prime=self.prime)
-        scores = Ranker[Picture](*self.clip, self.prompt, keep=self.request.keep) if self.clip else None
-        ranker = scores if self.request.ranked else None
+        clip = Ranker[Picture](*self.clip, self.prompt, keep=self.request.keep) if self.clip else None
+        choice, ranker = BestOf[Picture](clip, self.best_of), clip if self.request.ranked else None
         with contextlib.suppress(Stopped):
-            yield from self._batches(prefix, scores, ranker, tick)
+            yield from self._batches(prefix, choice, ranker, tick)
         for place, (score, _, picture) in enumerate(ranker.best() if ranker else []):
             picture = dataclasses.replace(picture, score=score, recipe={**picture.recipe, "score": score})
             yield Result(place=place, prompt=self.prompt, picture=picture)
 
     def _batches(
-        self, prefix: Prefix, scores: Ranker[Picture] | None, ranker: Ranker[Picture] | None, tick: Tick
+        self, prefix: Prefix, choice: BestOf[Picture], ranker: Ranker[Picture] | None, tick: Tick
     ) -> Iterator[Progress | Result]:
         start, indices, number = time.perf_counter(), self.request.indices, self.best_of
         candidates = [index * number + candidate for index in indices for candidate in range(number)]
-        choice = BestOf[Picture](scores, number)
         for done in range(0, len(candidates), self.request.batch_size):
             some = candidates[done : done + self.request.batch_size]
             codes = self._draw(prefix, some, done=done, tick=tick)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -104,7 +103,7 @@ class BestOf(Generic[T]):
     def __init__(self, ranker: Ranker[T] | None, number: int) -> None:
         assert number == 1 or ranker is not None, "somebody has to choose"
         self._ranker, self._number = ranker, number
-        self._seen, self._best = 0, (-math.inf, torch.empty(0), cast(T, None))
+        self._group: list[tuple[float, Tensor, T]] = []
 
     def add(self, images: Tensor, payloads: Sequence[T]) -> tuple[Tensor, Sequence[T]]:
         """The winners, W of them, that pictures (B, 3, H, W) completed: (W, 3, H, W), and their payloads."""
@@ -112,15 +111,13 @@ class BestOf(Generic[T]):
             return images, payloads
         assert self._ranker is not None
         winners = []
-        for score, image, payload in zip(self._ranker.scores(images).tolist(), images, payloads, strict=True):
-            if score > self._best[0]:
-                self._best = score, image, payload
-            self._seen += 1
-            if self._seen % self._number == 0:
-                winners.append(self._best[1:])
-                self._best = -math.inf, image, payload
-        found = [image for image, _ in winners]
-        return torch.stack(found) if found else images[:0], [payload for _, payload in winners]
+        for found in zip(self._ranker.scores(images).tolist(), images, payloads, strict=True):
+            self._group.append(found)
+            if len(self._group) == self._number:
+                winners.append(max(self._group, key=lambda one: one[0]))
+                self._group = []
+        pixels = [image for _, image, _ in winners]
+        return torch.stack(pixels) if pixels else images[:0], [payload for *_, payload in winners]
 
 
 def load_clip(
