@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dalle3.checkpoint import read_folder
 from dalle3.cli import main
 from dalle3.shipped import DEFAULT, default_model, located, shipped
 
@@ -49,6 +50,13 @@ def test_it_names_what_it_was_trained_on():
 )
 def test_every_command_takes_its_name_and_those_of_its_parts(line):
     assert main(line.split()) == 0
+
+
+@pytest.mark.parametrize("line", ["convert picto out", "pack out --dalle_path picto"])
+def test_without_its_clip_it_recommends_no_candidates(line):
+    assert read_folder(shipped()[DEFAULT]).recommended.best_of == 16
+    assert main(line.split()) == 0
+    assert read_folder(Path("out")).recommended.best_of is None
 
 
 def test_what_lies_here_goes_before_it(tmp_path):

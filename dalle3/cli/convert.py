@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     if codec_path:
         _add_codec(checkpoint, codec_path, args)
     tokenizer = _tokenizer(checkpoint, args)
+    # The CLIP that would choose among candidates stays behind.
+    checkpoint.recommended = dataclasses.replace(checkpoint.recommended, best_of=None)
     save_checkpoint(checkpoint, args.out, dtype=DTYPES.get(args.dtype), tokenizer=tokenizer)
     _tell(checkpoint, tokenizer, args.out)
     return 0

@@ -120,8 +120,10 @@ def read_parts(config: PackConfig, *, draws: Recommended, decodes: DecodesBest) 
     packed = in_format(codec, DTYPES[config.dtype])
     described = describe_codec(packed, grid=dalle.config.image_grid)
     best = draws.instead_of(dalle.recommended)
-    if best.best_of not in (None, 1) and clip is None:
-        raise ConfigError("--best_of is for a model with a CLIP, which takes the best; name it with --clip")
+    if clip is None:
+        if draws.best_of is not None:
+            raise ConfigError("--best_of is for a model with a CLIP, which takes the best; name it with --clip")
+        best = dataclasses.replace(best, best_of=None)
     dalle = dataclasses.replace(dalle, codec=packed, recommended=best)
     decoder = decoder and dataclasses.replace(
         decoder, codec=None, codec_info=described, config=decodes.settings.over(decoder.config)
