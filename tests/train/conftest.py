@@ -83,7 +83,7 @@ def dalle_task() -> DalleTask:
         attn_dropout=0.1,  # so that resuming must get the dropped positions right too
     )
     with seeded(0, "dalle"):
-        return DalleTask(Dalle(config), vae(), words, DalleTaskConfig(caption_dropout=0.3, code_noise=0.2))
+        return DalleTask(Dalle(config), vae(), words, DalleTaskConfig(caption_dropout=0.3))
 
 
 def lora_task() -> DalleLoraTask:

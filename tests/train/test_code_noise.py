@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from dalle3.data.loader import Batch
 from dalle3.errors import ConfigError
 from dalle3.train.tasks.dalle import DalleTaskConfig, misread
 from tests.train.conftest import dalle_task
@@ -28,6 +31,19 @@ def test_what_is_misread_is_still_what_has_to_be_predicted() -> None:
     logits = dalle(text, read)[:, -4:, -8:]
     expected = cross_entropy(logits[0], codes.flatten()).item()
     assert dalle.loss(text, codes, read)[1]["image"].item() == pytest.approx(expected)
+
+
+def test_what_is_misread_follows_from_the_generator_alone_so_that_a_resumed_run_misreads_the_same() -> None:
+    task = dalle_task()
+    task.config = dataclasses.replace(task.config, code_noise=0.9)
+    batch = Batch(content=torch.arange(16).reshape(4, 2, 2) % 8, captions=("a red square",) * 4)
+    found = [task.prepare(batch, step=0, rng=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(found[0]["read"], found[1]["read"])
+    assert not torch.equal(found[0]["read"], found[2]["read"])
+    assert all(torch.equal(inputs["codes"], batch.content) for inputs in found)
+    loss, _ = task.objective.eval()(**found[0])
+    clean, _ = task.objective(found[0]["text"], found[0]["codes"])
+    assert loss != clean
 
 
 def test_part_above_all_is_refused() -> None:
