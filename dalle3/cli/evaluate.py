@@ -101,18 +101,14 @@ def run(args: argparse.Namespace) -> int:
     about, measure = PARTS[args.part][2](args, config)
     asked = {key: value for key, value in to_dict(config).items() if key not in ("json", "keep_drawn")}
     report = Report({"part": args.part, **about, **asked}, config.json)
-    there = [report.has(name, _whole(path)) for name, path in splits.items()]
-    for (name, path), measured in zip(splits.items(), there, strict=True):
-        if not measured:
+    places = {name: str(Path(path).absolute()) for name, path in splits.items()}
+    missing = [name for name in splits if not report.has(name, places[name])]
+    for name, path in splits.items():
+        if name in missing:
             rows = measure(lambda side, path=path: _batches(path, side, config, args.part == "text"))
-            report.add(name, _whole(path), rows)
+            report.add(name, places[name], rows)
         print("\n".join(report.lines(name)), flush=True)
     return 0
-
-
-def _whole(path: str) -> str:
-    """Where the data is, from wherever the command is given: the path from the root on."""
-    return str(Path(path).absolute())
 
 
 def name_splits(data: list[str]) -> dict[str, str]:
