@@ -88,7 +88,7 @@ def home() -> Path:
 
 
 def native_allowed() -> bool:
-    """Whether decoding may compile and use its C code; `DALLE3_NATIVE=0` says no."""
+    """Whether C may be compiled and used; `DALLE3_NATIVE=0` says no."""
     return os.environ.get("DALLE3_NATIVE", "1") != "0"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RANKS = (
-    {"errors", "config", "runtime", "log", "files", "shipped", "sheet"},
+    {"errors", "config", "runtime", "log", "files", "shipped", "sheet", "compiled"},
     {"nn", "sampling"},
     {"tokenizers", "models"},
     {"checkpoint", "convert"},

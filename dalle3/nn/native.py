@@ -1,7 +1,7 @@
 """Branches for decoding on a CPU, in C: a position costs little more than the time to read the weights once.
 
-`decode.c` beside this file is compiled on first use, in a second or two, and kept in `runtime.home()`; without a C
-compiler decoding goes through `packed.py`. Weights are laid out in panels for it: a second copy of them in memory.
+`decode.c` beside this file is compiled on first use; without a C compiler decoding goes through `packed.py`. Weights
+are laid out in panels for it: a second copy of them in memory.
 
 Shapes: R rows, I inputs, O outputs, H heads, K width of a head, D model width, F hidden width.
 """
@@ -10,10 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import platform
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, c_float, c_int, c_void_p
 from dataclasses import dataclass
@@ -23,9 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle3 import runtime
-from dalle3.errors import OutputError
-from dalle3.files import whole_file
+from dalle3 import compiled
 from dalle3.nn.attention import Attention
 from dalle3.nn.cache import KeyValues, Lender, Run
 from dalle3.nn.feedforward import GatedFeedForward
@@ -34,11 +28,6 @@ from dalle3.nn.positions import GridRotary
 from dalle3.nn.transformer import Branch
 
 SOURCE = Path(__file__).with_name("decode.c")
-FLAGS = (
-    *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
-    # what -ffast-math would allow, less its assumption that nothing is infinite and its change of the rounding mode
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"),
-)
 LANES = 16
 GAP = 16  # floats behind each row that a product reads, as in decode.c
 WIDEST_HEAD = 512
@@ -85,30 +74,13 @@ class _Runs(Structure):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled `decode.c`; None where it is switched off or cannot be built."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if not runtime.native_allowed() or compiler is None or platform.system() != "Linux":
-        return None
-    path = runtime.home() / "native" / f"decode-{_build_name(compiler)}.so"
-    try:
-        if not path.exists():
-            with whole_file(path) as partial:
-                command = [compiler, *FLAGS, str(SOURCE), "-o", str(partial), "-lm"]
-                subprocess.run(command, check=True, capture_output=True, timeout=120)
-        loaded = ctypes.CDLL(str(path))
-    except (OSError, OutputError, subprocess.SubprocessError):
+    loaded = compiled.library(SOURCE)
+    if loaded is None:
         return None
     loaded.attention.argtypes = [POINTER(_Attention), *[c_void_p] * 2, POINTER(_Shift), c_void_p, c_int, POINTER(_Runs)]
     loaded.feed_forward.argtypes = [POINTER(_FeedForward), *[c_void_p] * 2, POINTER(_Shift)]
     loaded.linear.argtypes = [c_int, c_int, *[c_void_p] * 4, *[c_int] * 3]
     return loaded
-
-
-def _build_name(compiler: str) -> str:
-    """A name for what this source becomes under this compiler on this processor."""
-    cpu = Path("/proc/cpuinfo")
-    model = [line for line in cpu.read_text().splitlines() if line.startswith(("model name", "flags"))][:2]
-    parts = (SOURCE.read_text(), " ".join(FLAGS), compiler, platform.machine(), *model)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 class NativeEngine:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from dalle3 import compiled
+from diffusion import winograd, winograd_native
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -21,6 +27,17 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     assert found.shape == expected.shape, f"found {tuple(found.shape)}, expected {tuple(expected.shape)}"
     scale = expected.double().abs().max().clamp(min=1e-30)
     return ((found.double() - expected.double()).abs().max() / scale).item()
+
+
+@contextmanager
+def convolving_in_c() -> Iterator[None]:
+    """Convolves by the compiled `winograd.c`; skips where there is no compiler."""
+    library = compiled.library(winograd_native.SOURCE)
+    if library is None:
+        pytest.skip("no C compiler here")
+    winograd.use(library)
+    yield
+    winograd.use(None)
 
 
 def _float32(value: Any) -> Any:

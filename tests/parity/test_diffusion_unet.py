@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from diffusion import winograd
 from diffusion.guidance import clipped
 from diffusion.losses import training_losses
 from diffusion.presets import PRESETS
@@ -15,7 +16,7 @@ from diffusion.process import Process, ProcessConfig
 from diffusion.samplers import ddim, ddpm, finish
 from diffusion.unet import SuperResUNet, UNet, UNetConfig
 from diffusion.weights import build, load
-from tests.diffusion.helpers import GOLDEN, golden, relative_error
+from tests.diffusion.helpers import GOLDEN, convolving_in_c, golden, relative_error
 from tests.golden.recipe import recipe_state
 
 UNETS = [
@@ -69,6 +70,18 @@ def rebuild(name: str, kind: type[UNet] = UNet):
     return network.eval().requires_grad_(False), fixture
 
 
+@pytest.fixture(params=["direct", "winograd"])
+def convolution(request, monkeypatch):
+    """The usual kernels, and C for every layer that it can do, however small."""
+    if request.param == "direct":
+        yield
+        return
+    monkeypatch.setattr(winograd, "NATIVE", dict.fromkeys(winograd.NATIVE, winograd.Least(channels=16, tiles=1)))
+    with convolving_in_c():
+        yield
+
+
+@pytest.mark.usefixtures("convolution")
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("name", UNETS)
 def test_outputs_agree(name, memory_format):
@@ -81,6 +94,7 @@ def test_outputs_agree(name, memory_format):
         assert relative_error(found, fixture["outputs"]["out" + suffix]) < TOLERANCE
 
 
+@pytest.mark.usefixtures("convolution")
 def test_the_upsampler_agrees():
     network, fixture = rebuild("f_superres_recipe", SuperResUNet)
     inputs = fixture["inputs"]
