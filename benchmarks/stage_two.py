@@ -24,7 +24,7 @@ from torch import Tensor
 from dalle3 import compiled
 from dalle3.models.clip import Clip, from_openai
 from dalle3.runtime import generator, keep_freed_memory
-from diffusion import winograd, winograd_native
+from diffusion import winograd
 from diffusion.guidance import Cutouts, PromptLoss, exact_gradient, fast_gradient
 from diffusion.presets import find_preset
 from diffusion.process import Denoiser, Process
@@ -157,7 +157,7 @@ def main() -> None:
     sizes = Sizes(channels=args.channels, size=args.size, cutn=args.cutn, threads=args.threads)
     torch.set_num_threads(sizes.threads)
     keep_freed_memory()  # as decode.py does, and so
-    winograd.use(compiled.library(winograd_native.SOURCE))
+    winograd.use(compiled.library)
     with tempfile.TemporaryDirectory() as folder:
         print(report(args.peers, sizes, Path(folder), args.only))
 

@@ -9,7 +9,6 @@ from typing import Literal, cast
 
 import torch
 
-from dalle3 import compiled
 from dalle3.assemble import Parts, find_dalle
 from dalle3.checkpoint import CODEC as CODEC_FOLDER
 from dalle3.checkpoint import Checkpoint, build, describe_codec, is_checkpoint, verify
@@ -24,7 +23,6 @@ from dalle3.pipeline import Model
 from dalle3.rerank import HUB_CLIP, Scorer, Tokenize, load_clip, load_default_clip
 from dalle3.runtime import pick_device, pick_dtype
 from dalle3.shipped import default_model, located
-from diffusion import winograd, winograd_native
 
 DECODER_FOLDER, UPSAMPLER_FOLDER = "decoder", "upsampler"
 # Where the README of DALL-3's guided-diffusion puts what it has one download, beside which its scripts are run.
@@ -182,8 +180,6 @@ def build_network(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.
     other formats and devices each is converted alone, and laid out in channels_last, which takes 40 % of the time of a
     pass off in bfloat16 and nothing in float32 (where it is enough that pictures are).
     """
-    if device.type == "cpu":
-        winograd.use(compiled.library(winograd_native.SOURCE))
     network = build(checkpoint, device=device, dtype=torch.float32).requires_grad_(False)
     in_place = dtype == torch.float32 and device.type == "cpu"
     if isinstance(network, DiffusionDecoder | Upsampler) and not in_place:

@@ -27,11 +27,13 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 import dalle3
+from dalle3 import compiled
 from dalle3.config import from_dict, to_dict
 from dalle3.errors import CheckpointError, ConfigError, OutputError
 from dalle3.files import whole_folder
 from dalle3.sampling import Recommended
 from dalle3.tokenizers.base import Tokenizer
+from diffusion import winograd
 from diffusion.errors import DiffusionError
 
 FORMAT = 1
@@ -166,6 +168,7 @@ def build(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype | 
     Raises:
         CheckpointError: the weights are not those of `checkpoint.config`: which, with both shapes.
     """
+    winograd.use(compiled.library)
     module = verify(checkpoint)
     state = {name: _cast(tensor, dtype).to(device) for name, tensor in checkpoint.state.items()}
     module.load_state_dict(state, strict=True, assign=True)

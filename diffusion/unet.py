@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion.convolution import Convolution
 from diffusion.errors import ConfigError, ShapeError
 from diffusion.unet_blocks import (
     GROUPS,
     AttentionBlock,
-    Convolution,
     Downsample,
     Norm,
     Resample,

@@ -114,7 +114,14 @@ INLINE void store(void *to, long i, vec v, int half)
     else *(vec_any *)((float *)to + i) = v;
 }
 
-/* The three transforms, of one row or column each; `step` lies between its elements. */
+/* The three transforms, of one row or column each; `step` lies between its elements. For m = 4 the polynomials are taken
+ * at 0, -A, A, -B, B and infinity: with these the error is half that of 1 and 2, its largest a third, and their squares
+ * and products are exact. */
+
+#define A 0.625f
+#define B 1.5f
+#define A2 (A * A)
+#define B2 (B * B)
 
 INLINE void spread_line(int size, vec *d, int step)
 {
@@ -124,11 +131,11 @@ INLINE void spread_line(int size, vec *d, int step)
         return;
     }
     vec d4 = d[4 * step], d5 = d[5 * step];
-    vec even = d4 - 4 * d2, odd = d3 - 4 * d1, even_2 = d4 - d2, odd_2 = 2 * (d3 - d1);
-    d[0] = 4 * d0 - 5 * d2 + d4;
-    d[step] = even + odd, d[2 * step] = even - odd;
-    d[3 * step] = even_2 + odd_2, d[4 * step] = even_2 - odd_2;
-    d[5 * step] = 4 * d1 - 5 * d3 + d5;
+    vec even_a = d4 - B2 * d2, odd_a = A * (d3 - B2 * d1), even_b = d4 - A2 * d2, odd_b = B * (d3 - A2 * d1);
+    d[0] = A2 * B2 * d0 - (A2 + B2) * d2 + d4;
+    d[step] = even_a + odd_a, d[2 * step] = even_a - odd_a;
+    d[3 * step] = even_b + odd_b, d[4 * step] = even_b - odd_b;
+    d[5 * step] = A2 * B2 * d1 - (A2 + B2) * d3 + d5;
 }
 
 INLINE void kernel_line(int size, const vec *g, int step, vec *to, int to_step)
@@ -138,22 +145,24 @@ INLINE void kernel_line(int size, const vec *g, int step, vec *to, int to_step)
         to[0] = g0, to[to_step] = (g0 + g1 + g2) / 2, to[2 * to_step] = (g0 - g1 + g2) / 2, to[3 * to_step] = g2;
         return;
     }
-    to[0] = g0 / 4;
-    to[to_step] = (g0 + g1 + g2) / -6, to[2 * to_step] = (g0 - g1 + g2) / -6;
-    to[3 * to_step] = (g0 + 2 * g1 + 4 * g2) / 24, to[4 * to_step] = (g0 - 2 * g1 + 4 * g2) / 24;
+    vec even_a = g0 + A2 * g2, odd_a = A * g1, even_b = g0 + B2 * g2, odd_b = B * g1;
+    float over_a = 2 * A2 * (A2 - B2), over_b = 2 * B2 * (B2 - A2);
+    to[0] = g0 / (A2 * B2);
+    to[to_step] = (even_a + odd_a) / over_a, to[2 * to_step] = (even_a - odd_a) / over_a;
+    to[3 * to_step] = (even_b + odd_b) / over_b, to[4 * to_step] = (even_b - odd_b) / over_b;
     to[5 * to_step] = g2;
 }
 
 INLINE void gather_line(int size, vec *m, int step)
 {
-    vec sum = m[step] + m[2 * step], difference = m[step] - m[2 * step];
+    vec sum_a = m[step] + m[2 * step], difference_a = m[step] - m[2 * step];
     if (size == 2) {
-        m[0] += sum, m[step] = difference - m[3 * step];
+        m[0] += sum_a, m[step] = difference_a - m[3 * step];
         return;
     }
-    vec sum_2 = m[3 * step] + m[4 * step], difference_2 = m[3 * step] - m[4 * step];
-    m[0] += sum + sum_2, m[step] = difference + 2 * difference_2, m[2 * step] = sum + 4 * sum_2;
-    m[3 * step] = difference + 8 * difference_2 + m[5 * step];
+    vec sum_b = m[3 * step] + m[4 * step], difference_b = m[3 * step] - m[4 * step];
+    m[0] += sum_a + sum_b, m[step] = A * difference_a + B * difference_b, m[2 * step] = A2 * sum_a + B2 * sum_b;
+    m[3 * step] = A * A2 * difference_a + B * B2 * difference_b + m[5 * step];
 }
 
 /* The block of the kernel of LANES outputs and as many channels, transformed. */

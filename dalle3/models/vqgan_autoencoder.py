@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dalle3.config import option
 from dalle3.errors import ConfigError
+from diffusion.convolution import Convolution
 
 NORM_GROUPS = 32
 
@@ -89,10 +90,10 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, dropout: float) -> None:
         super().__init__()
         self.norm1 = _norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Convolution(in_channels, out_channels)
         self.norm2 = _norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Convolution(out_channels, out_channels)
         self.nin_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Convolution(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, 2 H, 2 W)."""
@@ -186,7 +187,7 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths, dropout = config.widths, config.dropout
-        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        self.conv_in = Convolution(config.in_channels, config.ch)
         self.down = nn.ModuleList(
             Level(pair, config.num_res_blocks, attend=config.attends(level), dropout=dropout)
             for level, pair in enumerate(pairwise([config.ch, *widths]))
@@ -195,7 +196,7 @@ class Encoder(nn.Module):
             level.downsample = Downsample(width) if config.resamp_with_conv else nn.AvgPool2d(2)
         self.mid = Middle(widths[-1], dropout=dropout)
         self.norm_out = _norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
+        self.conv_out = Convolution(widths[-1], config.z_channels)
 
     def forward(self, images: Tensor) -> Tensor:
         """Latents (B, Z, h, w) of pictures (B, 3, H, W) in [-1, 1]."""
@@ -211,7 +212,7 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths, dropout = config.widths, config.dropout
-        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.conv_in = Convolution(config.z_channels, widths[-1])
         self.mid = Middle(widths[-1], dropout=dropout)
         self.up = nn.ModuleList(
             Level((before, after), config.num_res_blocks + 1, attend=config.attends(level), dropout=dropout)
@@ -220,7 +221,7 @@ class Decoder(nn.Module):
         for level, width in zip(self.up[1:], widths[1:], strict=True):
             level.upsample = Upsample(width) if config.resamp_with_conv else nn.Upsample(scale_factor=2.0)
         self.norm_out = _norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], config.out_ch, 3, padding=1)
+        self.conv_out = Convolution(widths[0], config.out_ch)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), near [-1, 1], of latents (B, Z, h, w)."""

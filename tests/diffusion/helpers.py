@@ -30,12 +30,11 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def convolving_in_c() -> Iterator[None]:
-    """Convolves by the compiled `winograd.c`; skips where there is no compiler."""
-    library = compiled.library(winograd_native.SOURCE)
-    if library is None:
+def convolving(engine: str) -> Iterator[None]:
+    """Winograd's convolutions by "native" C, where there is a compiler, or by "operators"."""
+    if engine == "native" and compiled.library(winograd_native.SOURCE) is None:
         pytest.skip("no C compiler here")
-    winograd.use(library)
+    winograd.use(compiled.library if engine == "native" else None)
     yield
     winograd.use(None)
 

@@ -16,7 +16,7 @@ from diffusion.process import Process, ProcessConfig
 from diffusion.samplers import ddim, ddpm, finish
 from diffusion.unet import SuperResUNet, UNet, UNetConfig
 from diffusion.weights import build, load
-from tests.diffusion.helpers import GOLDEN, convolving_in_c, golden, relative_error
+from tests.diffusion.helpers import GOLDEN, convolving, golden, relative_error
 from tests.golden.recipe import recipe_state
 
 UNETS = [
@@ -70,14 +70,13 @@ def rebuild(name: str, kind: type[UNet] = UNet):
     return network.eval().requires_grad_(False), fixture
 
 
-@pytest.fixture(params=["direct", "winograd"])
+@pytest.fixture(params=["native", "operators"])
 def convolution(request, monkeypatch):
-    """The usual kernels, and C for every layer that it can do, however small."""
-    if request.param == "direct":
-        yield
-        return
-    monkeypatch.setattr(winograd, "NATIVE", dict.fromkeys(winograd.NATIVE, winograd.Least(channels=16, tiles=1)))
-    with convolving_in_c():
+    """Both, for every layer that they can do, however small."""
+    for table in ("NATIVE", "BY_OPERATORS"):
+        least = dict.fromkeys(getattr(winograd, table), winograd.Least(channels=16, tiles=1))
+        monkeypatch.setattr(winograd, table, least)
+    with convolving(request.param):
         yield
 
 
