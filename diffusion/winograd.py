@@ -62,7 +62,8 @@ def use(compile: Compile | None) -> None:
 
 def tile_size(x: Tensor, weight: Tensor) -> int | None:
     """The m with which x (B, C, H, W) is best convolved with `weight` (O, C, 3, 3); None for the direct kernel."""
-    if x.device.type != "cpu" or (torch.is_grad_enabled() and weight.requires_grad):
+    learns = torch.is_grad_enabled() and weight.requires_grad
+    if x.device.type != "cpu" or learns or torch.compiler.is_compiling():
         return None
     batch, _, height, width = x.shape
     for (dtype, size), least in (NATIVE if _native_for(x, weight) else BY_OPERATORS).items():

@@ -125,6 +125,12 @@ def test_kernels_that_learn_go_the_direct_way():
         assert tile_size(x, weight) == 4
 
 
+def test_compiled_networks_go_the_direct_way(engine):
+    layer, x = Convolution(128, 128).requires_grad_(False), torch.randn(1, 128, 64, 64)
+    compiled_layer = torch.compile(layer, fullgraph=True, backend="eager")
+    assert relative_error(compiled_layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1)) < 1e-6
+
+
 def test_the_layer_gives_the_same_with_and_without_gradients(engine):
     torch.manual_seed(0)
     layer, x = Convolution(128, 128), torch.randn(1, 128, 32, 32)
