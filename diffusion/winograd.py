@@ -63,12 +63,15 @@ def use(compile: Compile | None) -> None:
 def tile_size(x: Tensor, weight: Tensor) -> int | None:
     """The m with which x (B, C, H, W) is best convolved with `weight` (O, C, 3, 3); None for the direct kernel."""
     learns = torch.is_grad_enabled() and weight.requires_grad
-    if x.device.type != "cpu" or learns or torch.compiler.is_compiling():
+    left = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")  # to whoever picks kernels and formats
+    if x.device.type != "cpu" or learns or left:
         return None
-    batch, _, height, width = x.shape
-    for (dtype, size), least in (NATIVE if _native_for(x, weight) else BY_OPERATORS).items():
+    height, width = x.shape[2:]
+    native = _native_for(x, weight)
+    together = len(x) if native else 1  # operators take one picture after another
+    for (dtype, size), least in (NATIVE if native else BY_OPERATORS).items():
         fits = height % size == 0 and width % size == 0 and min(weight.shape[:2]) >= least.channels
-        if x.dtype == dtype and fits and batch * (height // size) * (width // size) >= least.tiles:
+        if x.dtype == dtype and fits and together * (height // size) * (width // size) >= least.tiles:
             return size
     return None
 
@@ -76,7 +79,7 @@ def tile_size(x: Tensor, weight: Tensor) -> int | None:
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, *, size: int) -> Tensor:
     """The convolution (B, O, H, W), channels_last, of x (B, C, H, W) with a border of one zero pixel.
 
-    It is differentiable in x.
+    It is differentiable in x and `bias`.
 
     Args:
         x: H and W multiples of `size`.
@@ -96,11 +99,12 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The way back is a convolution too: with the kernel turned around, outputs and inputs swapped."""
         (weight,) = ctx.saved_tensors
         turned, nothing = weight.flip(2, 3).transpose(0, 1), weight.new_zeros(weight.shape[1])
-        return _convolve(gradient, turned, nothing, ctx.size), None, None, None
+        offset = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return _convolve(gradient, turned, nothing, ctx.size), None, offset, None
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor, size: int) -> Tensor:

@@ -60,9 +60,12 @@ def test_any_width_and_number_of_threads(engine, threads, out_channels):
 def test_its_gradient_is_the_direct_kernels(engine, size):
     x, weight, bias = operands(8, 12)
     x.requires_grad_()
+    bias.requires_grad_()
     pull = torch.randn(2, 80, 8, 12, generator=torch.Generator().manual_seed(1))
-    expected = torch.autograd.grad(F.conv2d(x, weight, bias, padding=1), x, pull)[0]
-    assert relative_error(torch.autograd.grad(convolve(x, weight, bias, size=size), x, pull)[0], expected) < 1e-5
+    expected = torch.autograd.grad(F.conv2d(x, weight, bias, padding=1), (x, bias), pull)
+    found = torch.autograd.grad(convolve(x, weight, bias, size=size), (x, bias), pull)
+    assert relative_error(found[0], expected[0]) < 1e-5
+    assert relative_error(found[1], expected[1]) < 1e-5
 
 
 @pytest.mark.parametrize("engine", ["operators"], indirect=True)
@@ -85,14 +88,14 @@ def test_what_is_not_finite_stays_so(engine):
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_bfloat16_errs_little_more_than_the_direct_kernel(engine, weight_format):
     needs_bfloat16(engine)
-    x, weight, bias = (tensor.bfloat16() for tensor in operands(64, 64, channels=64))
+    x, weight, bias = (tensor.bfloat16() for tensor in operands(64, 64, channels=64, out_channels=16))
     weight = weight.contiguous(memory_format=FORMATS[weight_format])
     exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     errors = [
         (found.double() - exact).square().mean().sqrt()
         for found in (convolve(x, weight, bias, size=2), F.conv2d(x, weight, bias, padding=1))
     ]
-    assert errors[0] < 3 * errors[1]
+    assert errors[0] < 2.5 * errors[1]
 
 
 @pytest.mark.parametrize("engine", ["operators"], indirect=True)
@@ -102,6 +105,7 @@ def test_operators_take_only_wide_layers_of_large_maps(engine):
     assert tile_size(torch.zeros(1, 128, 32, 32), wide) == 2
     assert tile_size(torch.zeros(1, 128, 66, 64), wide) == 2
     assert tile_size(torch.zeros(1, 128, 16, 16), wide) is None
+    assert tile_size(torch.zeros(16, 128, 16, 16), wide) is None
     assert tile_size(torch.zeros(1, 128, 63, 64), wide) is None
     assert tile_size(torch.zeros(1, 64, 64, 64), wide[:, :64]) is None
     assert tile_size(torch.zeros(1, 128, 64, 64, dtype=torch.bfloat16), wide) == 2
@@ -125,6 +129,13 @@ def test_kernels_that_learn_go_the_direct_way():
         assert tile_size(x, weight) == 4
 
 
+def test_autocast_picks_the_format_itself(engine):
+    x, weight = torch.zeros(1, 128, 64, 64), torch.zeros(128, 128, 3, 3)
+    assert tile_size(x, weight) == 4
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tile_size(x, weight) is None
+
+
 def test_compiled_networks_go_the_direct_way(engine):
     layer, x = Convolution(128, 128).requires_grad_(False), torch.randn(1, 128, 64, 64)
     compiled_layer = torch.compile(layer, fullgraph=True, backend="eager")
@@ -136,4 +147,5 @@ def test_the_layer_gives_the_same_with_and_without_gradients(engine):
     layer, x = Convolution(128, 128), torch.randn(1, 128, 32, 32)
     direct = layer(x)
     with torch.no_grad():
-        assert relative_error(layer(x), direct) < 1e-5
+        # Of this size C does tiles of 4, operators of 2.
+        assert relative_error(layer(x), direct) < (1e-5 if engine == "native" else 2e-6)
