@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ from dalle3.models.decoder import DecoderConfig, UpsamplerConfig
 from dalle3.models.discrete_vae import DiscreteVAEConfig
 from dalle3.models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from dalle3.models.vqgan import VQGAN, GumbelVQ, GumbelVQConfig, VQGANConfig
+from dalle3.rerank import load_clip, load_default_clip
 from dalle3.runtime import launched
+from dalle3.sampling import Recommended
 from dalle3.tokenizers.base import Tokenizer
 from dalle3.tokenizers.huggingface import train_bpe
 from dalle3.tokenizers.load import describe, load_tokenizer
@@ -41,6 +44,7 @@ from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
 from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
 from dalle3.train.tasks.denoising import PREVIEWED, DenoisingConfig
 from dalle3.train.tasks.diffusion import DiffusionTask, DiffusionTaskConfig
+from dalle3.train.tasks.reward import Recognition, RewardConfig, RewardTask
 from dalle3.train.tasks.upsampler import UpsamplerTask
 from dalle3.train.tasks.vae import VaeTask, VaeTaskConfig
 from dalle3.train.tasks.vqgan import AdversarialConfig, GumbelTaskConfig, VqganTask, VqganTaskConfig
@@ -83,6 +87,16 @@ class VaePath:
     vae_path: Path | None = option(
         None,
         help="the image tokenizer, where --init_from has none: a folder, a vae.pt, a .ckpt, OpenAI's pickles",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardingClip:
+    """What rewards are measured by."""
+
+    clip: str | None = option(
+        None,
+        help="the CLIP that gives the rewards, named as for generate.py (default: as there, beside --init_from)",
     )
 
 
@@ -169,6 +183,25 @@ def make_dalle(args: argparse.Namespace, place: RunConfig, device: torch.device,
     derived = {"num_text_tokens": words.vocab_size, "num_image_tokens": codec.num_tokens}
     dalle = begin("dalle", None, lambda: from_args(DalleConfig, args, base=derived), args, seed=seed, device=device)
     return finish_dalle(DalleTask(dalle, codec, words, from_args(DalleTaskConfig, args)), source, crop, seed)
+
+
+def make_reward(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
+    """The task, its data and what config.json says of them."""
+    path, rewards = finetune.dalle_to_begin_with(args), from_args(RewardConfig, args)
+    if path is None:
+        raise ConfigError("rewards are for pictures that a DALLE draws already; name it with --init_from")
+    if from_args(LaunchConfig, args).zero.divides() == 3:
+        raise ConfigError("zero_stage is 3, which divides the weights that pictures are drawn with; take 2")
+    source = open_for_dalle(place)
+    given = {"config": from_args(DalleTaskConfig, args), "seed": seed, "device": device}
+    base, checkpoint = finetune.dalle_task_from(path, args, flag="--init_from", **given)
+    name, beside = from_args(RewardingClip, args).clip, {"device": device, "tokenizer": base.tokenizer}
+    clip, ids = load_clip(name, **beside) if name else load_default_clip(path, **beside)
+    others = list(dict.fromkeys(_captions(source, rewards.among)))
+    own = dataclasses.replace(checkpoint.recommended, best_of=None)  # there is no CLIP beside a checkpoint of a run
+    draws = from_args(Recommended, args).instead_of(own)
+    task = RewardTask(base, Recognition(clip, ids, others[: rewards.among]), rewards, draws=draws)
+    return finish_dalle(task, source, from_args(CropConfig, args), seed)
 
 
 def open_for_dalle(place: RunConfig) -> Source:
@@ -284,10 +317,11 @@ def read_or_train_words(config: WordsConfig, source: Source) -> Tokenizer:
         return load_tokenizer(config.bpe_path, hug=config.hug, chinese=config.chinese)
     if config.bpe_path or config.hug or config.chinese:
         raise ConfigError("--train_bpe makes a tokenizer and the other text flags name one; leave one out")
-    return train_bpe(_captions(source), config.train_bpe)
+    return train_bpe(_captions(source, CAPTIONS_FOR_BPE), config.train_bpe)
 
 
-def _captions(source: Source) -> Iterator[str]:
-    for index in range(0, len(source), max(1, len(source) // CAPTIONS_FOR_BPE)):
+def _captions(source: Source, number: int) -> Iterator[str]:
+    """The captions of about `number` samples from all over the data."""
+    for index in range(0, len(source), max(1, len(source) // number)):
         with contextlib.suppress(BrokenSampleError):  # named when training comes to it
             yield from captions_of(source, index)

@@ -11,6 +11,7 @@ from dalle3.cli import finetune
 from dalle3.cli.tasks import (
     HeldOut,
     Made,
+    RewardingClip,
     RunConfig,
     SmallSize,
     Spread,
@@ -20,6 +21,7 @@ from dalle3.cli.tasks import (
     make_dalle,
     make_diffusion,
     make_gumbel_vq,
+    make_reward,
     make_upsampler,
     make_vae,
     make_vqgan,
@@ -33,6 +35,7 @@ from dalle3.models.dalle import DalleConfig
 from dalle3.models.discrete_vae import DiscreteVAEConfig
 from dalle3.models.discriminator import DiscriminatorConfig
 from dalle3.models.vqgan import GumbelVQConfig, VQGANConfig
+from dalle3.sampling import SamplingChoice
 from dalle3.train.launch import LaunchConfig, local_device, meet
 from dalle3.train.loop import LoopConfig, train
 from dalle3.train.optim import OptimConfig
@@ -42,6 +45,7 @@ from dalle3.train.tasks.clip import ClipTaskConfig
 from dalle3.train.tasks.dalle import DalleTaskConfig
 from dalle3.train.tasks.denoising import DenoisingConfig
 from dalle3.train.tasks.diffusion import DiffusionTaskConfig
+from dalle3.train.tasks.reward import RewardConfig
 from dalle3.train.tasks.vae import VaeTaskConfig
 from dalle3.train.tasks.vqgan import GumbelTaskConfig, VqganTaskConfig
 from dalle3.train.trackers import TrackerConfig, open_trackers
@@ -81,6 +85,18 @@ MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
             "adapters": LoraConfig,
         },
         make_dalle,
+    ),
+    "reward": (
+        "a DALLE that draws already, by how surely a CLIP knows what it drew",
+        {
+            "model": DalleConfig,
+            "captions": DalleTaskConfig,
+            "rewards": RewardConfig,
+            "drawing": SamplingChoice,
+            "CLIP": RewardingClip,
+            "image tokenizer": VaePath,
+        },
+        make_reward,
     ),
     "diffusion": (
         "a diffusion decoder of an image tokenizer's codes",

@@ -13,7 +13,7 @@ from dalle3.checkpoint import read_folder, save_checkpoint
 from dalle3.cli import main
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from tests.golden import FOLDER, golden
-from tests.tiny import checkpoint, clip, codec, dalle, decoder, tokenizer, upsampler
+from tests.tiny import checkpoint, clip, codec, dalle, decoder, tokenizer, upsampler, write_model
 from tests.train.processes import material
 
 LOOP = {"steps": 2, "batch_size": 2, "log_every_n_steps": 1, "sample_every_n_steps": 0, "device": "cpu"}
@@ -151,6 +151,43 @@ def test_adapters_train_apart_and_merge(models, tmp_path, capfd):
     assert main(["convert", str(adapter), str(tmp_path / "whole")]) == 0
     assert changed(tmp_path / "whole", merged) == set()
     assert read_folder(tmp_path / "whole").codec is not None
+
+
+def test_a_dalle_is_trained_by_what_a_clip_knows_of_its_pictures(models, tmp_path):
+    flags = {"init_from": models / "dalle", "clip": models / "clip", "truncate_captions": None}
+    drawn = {"group_size": 2, "among": 5, "cond_scale": 1.5, "sample_every_n_steps": 2}
+    assert train(models, "reward", tmp_path / "run", **flags, **drawn) == 0
+    found = read_folder(tmp_path / "run" / "step-00000002")
+    assert (found.kind, found.recommended.said) == ("dalle", {"cond_scale": 1.5})
+    assert len(changed(models / "dalle", tmp_path / "run" / "step-00000002")) > len(found.state) / 2
+    assert (tmp_path / "run" / "samples" / "step-00000002.png").is_file()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["reward"] < 0 and 0 <= row["recognised"] <= 1 and row["image_loss"] > 0 for row in rows)
+
+
+def test_the_clip_beside_a_dalle_gives_the_rewards_unless_another_is_named(models, tmp_path, capfd):
+    flags = {"truncate_captions": None, "group_size": 2, "steps": 1}
+    assert train(models, "reward", tmp_path / "run", init_from=models / "dalle", **flags) == 2
+    assert "no CLIP to rank with" in capfd.readouterr().err
+    whole = write_model(tmp_path / "whole")
+    assert train(models, "reward", tmp_path / "run", init_from=whole, **flags) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({}, "rewards are for pictures that a DALLE draws already; name it with --init_from"),
+        ({"init_from": "dalle", "temperature": 0}, "temperature is 0; a DALLE that is rewarded must draw different"),
+        ({"init_from": "dalle", "group_size": 1}, "group_size is 1; it must be at least 2"),
+        ({"init_from": "dalle", "deepspeed": None, "zero_stage": 3}, "zero_stage is 3, which divides the weights"),
+        ({"init_from": "clip"}, "is a clip, not a DALLE, which --init_from takes"),
+    ],
+)
+def test_rewards_that_cannot_be_are_one_line(flags, said, models, tmp_path, capfd):
+    paths = {name: models / value if name == "init_from" else value for name, value in flags.items()}
+    assert train(models, "reward", tmp_path / "run", clip=models / "clip", **paths) == 2
+    assert said in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_adapter_folder_draws(models, tmp_path, capfd):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from dalle3.models.clip import Clip, ClipConfig
 from dalle3.models.dalle import Dalle, DalleConfig
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle3.runtime import DTYPES
+from dalle3.sampling import Recommended
+from dalle3.tokenizers.base import tokenize
 from dalle3.tokenizers.huggingface import HuggingFace, train_bpe
 from dalle3.train.loop import LoopConfig, Outcome, train
 from dalle3.train.optim import OptimConfig
@@ -24,6 +27,7 @@ from dalle3.train.seeds import seeded
 from dalle3.train.task import Task
 from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
 from dalle3.train.tasks.dalle import DalleLoraTask, DalleTask, DalleTaskConfig
+from dalle3.train.tasks.reward import Recognition, RewardConfig, RewardTask
 from dalle3.train.tasks.vae import AutoencoderTask, DecoderTask, VaeTask, VaeTaskConfig
 from dalle3.train.tuning import LoraConfig, TuningConfig
 from tests.train.denoisers import diffusion_task, upsampler_task
@@ -122,6 +126,16 @@ def clip_task() -> ClipTask:
         return ClipTask(Clip(config), words, ClipTaskConfig())
 
 
+def reward_task(*, data_weight: float = 0.5, **how: float) -> RewardTask:
+    """The DALLE of `dalle_task`, rewarded for what the CLIP of `clip_task` sees."""
+    base, clip = dalle_task(), clip_task().model
+    assert isinstance(clip, Clip)
+    ids = partial(tokenize, base.tokenizer, length=6, truncate=True)
+    rewards = RewardConfig(group_size=3, among=4, data_weight=data_weight)
+    recognition = Recognition(clip, ids, [f"a {color} square" for color in COLORS])
+    return RewardTask(base, recognition, rewards, draws=Recommended(**{"cond_scale": 2.0, "top_p": 0.9, **how}))
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "vae": lambda: VaeTask(vae(), VaeTaskConfig()),
     "autoencoder": lambda: AutoencoderTask(vae()),
@@ -130,6 +144,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "lora": lora_task,
     "frozen": frozen_task,
     "clip": clip_task,
+    "reward": reward_task,
     "diffusion": diffusion_task,
     "upsampler": upsampler_task,
     "vqgan": vqgan_task,

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 DIVIDED = {
     "clip": ("stage0", "stage1", "stage2", "stage3"),
+    "reward": ("stage1",),
     "vqgan": ("stage2",),
     "gumbel_vq": ("stage1",),
     "vae": ("stage3",),

@@ -26,7 +26,7 @@ from dalle3.tokenizers.base import Tokenizer
 from dalle3.train.task import Metrics, Preview, to_pil, to_unit
 from dalle3.train.tasks.captions import caption_rows, drop_rows
 
-PREVIEW_TOP_P = 0.9
+PREVIEWED = Sampling(top_p=0.9)  # how the pictures that show its progress are drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,7 @@ class DalleTask:
         check_vocabularies(dalle.config, codec, tokenizer)
         self.model: nn.Module = dalle
         self.dalle, self.tokenizer, self.config = dalle, tokenizer, config
+        self.sampling = PREVIEWED
         self.objective = DalleObjective(dalle)
         assert isinstance(codec, nn.Module)
         self.codec = codec.eval().requires_grad_(False)
@@ -115,9 +116,10 @@ class DalleTask:
 
     def _draw(self, captions: tuple[str, ...], seed: int) -> Tensor:
         rows = caption_rows(self.tokenizer, captions, self.dalle.config.text_seq_len, truncate=True)
-        decoder, sampling = Decoder(self.dalle), Sampling(top_p=PREVIEW_TOP_P)
+        decoder, guidance = Decoder(self.dalle), self.sampling.cond_scale
         drawn = [
-            decoder.draw(decoder.read(row), sampling, seed=seed, indices=[index]) for index, row in enumerate(rows)
+            decoder.draw(decoder.read(row, cond_scale=guidance), self.sampling, seed=seed, indices=[index])
+            for index, row in enumerate(rows)
         ]
         return torch.cat(drawn).to(self.codec_device)
 
