@@ -69,8 +69,12 @@ def test_the_empty_caption_gets_no_gradient_of_its_own() -> None:
 
 
 def test_a_picture_is_compared_with_the_others_of_its_caption() -> None:
-    found = advantages(torch.tensor([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]]))
-    assert torch.allclose(found, torch.tensor([[1 - 4.0, 2 - 3.5, 6 - 1.5], [0.0, 0.0, 0.0]]))
+    found = advantages(torch.tensor([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0], [-0.01, -0.02, -0.03]]))
+    deviation = (14 / 2) ** 0.5  # of 1, 2 and 6
+    expected = torch.tensor([1 - 4.0, 2 - 3.5, 6 - 1.5]) / (deviation + 1)
+    assert torch.allclose(found[0], expected)
+    assert found[1].tolist() == [0, 0, 0]
+    assert found[2].abs().max() < 0.02
 
 
 class Constant(torch.nn.Module):

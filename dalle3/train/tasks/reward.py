@@ -1,7 +1,7 @@
 """Training a DALLE by reward: it draws, a CLIP says how surely it knows the captions, and what did well is drawn more.
 
-The gradient is REINFORCE's with the mean of a caption's other pictures as baseline (arXiv:2402.14740), of the very
-distribution that draws: guided, filtered, and never older than the step.
+The gradient is REINFORCE's with the mean of a caption's other pictures as baseline (arXiv:2402.14740), over their
+deviation (as in arXiv:2402.03300), of the very distribution that draws: guided, filtered, and never older than the step.
 
 Shapes: B captions, G pictures of each, L caption tokens, h w grid of codes, M codes of a picture, C image codes,
 E width of CLIP's space.
@@ -190,9 +190,14 @@ class RewardTask(DalleTask):
 
 
 def advantages(rewards: Tensor) -> Tensor:
-    """How much better than the mean of its caption's other pictures each of (B, G) is, (B, G)."""
+    """How much better than its caption's other pictures each of (B, G) is, (B, G).
+
+    The difference from their mean, over the group's deviation and one nat: captions that are hopeless, whose pictures
+    differ most, do not drown the others, and differences among pictures that are all right stay small.
+    """
     size = rewards.shape[1]
-    return (rewards - rewards.mean(dim=1, keepdim=True)) * (size / (size - 1))
+    differences = (rewards - rewards.mean(dim=1, keepdim=True)) * (size / (size - 1))
+    return differences / (rewards.std(dim=1, keepdim=True) + 1)
 
 
 @contextmanager
