@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,7 @@ from dalle3.models.image_tokenizer import ImageTokenizer, check_codes
 
 CODES, PICTURES = (".npy",), (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ADDRESSES = ("http://", "https://")
+DECODED = re.compile(r"(.+)-decoded(?:-\d+)?\.png")  # as `output.BesideInputs` names what it adds to a folder
 TIMEOUT = 30  # seconds for a picture behind an address
 
 
@@ -32,7 +34,7 @@ def find_inputs(names: Sequence[str]) -> list[str]:
     """Files and addresses in the order they are named; a folder stands for its .npy files, or else its pictures.
 
     One that holds neither itself stands for those of the folders in it. Where `generate.py` put both, the pictures were
-    made from the codes beside them.
+    made from the codes beside them; and what was decoded from a picture before, x-decoded.png of x.jpg, is left out.
 
     Raises:
         ImageError: a folder holds neither.
@@ -115,9 +117,16 @@ def encode_picture(picture: Image.Image, codec: ImageTokenizer, *, grid: int, de
 
 def _files(folder: Path) -> list[str]:
     for depth, endings in product(("*", "**/*"), (CODES, PICTURES)):
-        if found := sorted(path for path in folder.glob(depth) if path.suffix.lower() in endings and path.is_file()):
-            return [str(path) for path in found]
+        if found := {path for path in folder.glob(depth) if path.suffix.lower() in endings and path.is_file()}:
+            stems = {path.with_suffix("") for path in found}
+            return [str(path) for path in sorted(found) if _decoded_from(path) not in stems]
     raise ImageError(f"{folder} and its folders hold neither .npy files of codes nor pictures")
+
+
+def _decoded_from(path: Path) -> Path | None:
+    """What `path` would be a decoded picture of, without its ending; None for a name that decoding does not give."""
+    match = DECODED.fullmatch(path.name)
+    return path.with_name(match[1]) if match else None
 
 
 def _open(name: str) -> IO[bytes]:

@@ -81,6 +81,14 @@ def test_an_answer_that_breaks_off_is_named(address):
         read_picture(f"{address}/cut.png")
 
 
+def test_a_folder_does_not_stand_for_what_was_decoded_from_its_pictures_before(tmp_path):
+    for name in ("a.jpg", "a-decoded.png", "a-decoded-2.png", "b-decoded.png", "c-decoded.npy.png"):
+        (tmp_path / name).touch()
+    others = [str(tmp_path / name) for name in ("a.jpg", "b-decoded.png", "c-decoded.npy.png")]
+    assert find_inputs([str(tmp_path)]) == others
+    assert find_inputs([str(tmp_path / "a-decoded.png")]) == [str(tmp_path / "a-decoded.png")]  # named, it is meant
+
+
 def test_a_folder_stands_for_its_codes_or_its_pictures_or_those_of_the_folders_in_it(tmp_path):
     for name in ("a/0.png", "a/0.npy", "b/deep/1.npy", "b/2.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

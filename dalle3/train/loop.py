@@ -62,8 +62,9 @@ class LoopConfig:
         for name in ("batch_size", "ga_steps", "save_every_n_steps", "log_every_n_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.keep_n_checkpoints is not None and self.keep_n_checkpoints < 1:
-            raise ConfigError(f"keep_n_checkpoints is {self.keep_n_checkpoints}; it must be at least 1")
+        for name in ("steps", "keep_n_checkpoints"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
 
     def total_steps(self, num_samples: int, world: int) -> int:
         """The steps to make on a data set of `num_samples` by `world` processes together."""

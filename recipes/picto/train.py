@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import threading
@@ -116,7 +117,7 @@ class Plan:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains what is not trained yet; 0 when all is packed, 3 where time ran out first, 2 for a mistake."""
     args = _parser().parse_args(arguments)
-    until = time.monotonic() + 60 * (args.this_call or float("inf"))
+    until = time.monotonic() + 60 * args.this_call
     try:
         plan = Plan(
             data=args.data,
@@ -326,7 +327,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs/picto"), help="folder of all runs; the model is in model/")
     add("--size", default="small", help="small, full, or a JSON like those in recipes/picto/sizes (default: small)")
     add("--minutes", type=float, required=True, help="what training may take, in all calls together")
-    add("--this_call", type=float, help="minutes after which this call stops and saves (default: it does not)")
+    add(
+        "--this_call",
+        type=float,
+        default=math.inf,
+        help="minutes after which this call stops and saves (default: it does not)",
+    )
     add("--only_pack", action="store_true", help="train nothing; pack the newest checkpoints of all parts")
     add("--together", action="store_true", help="train two models at once, each for the time of both: for a GPU")
     add("--device", default="auto", help="cpu, cuda; auto takes a GPU where there is one")

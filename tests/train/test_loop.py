@@ -131,6 +131,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tmp_path):
     assert RunFolder(run).checkpoints() == []
 
 
+@pytest.mark.parametrize("name", ["steps", "batch_size", "keep_n_checkpoints"])
+def test_numbers_that_leave_nothing_to_do_are_refused(name):
+    with pytest.raises(ConfigError, match=f"{name} is 0; it must be at least 1"):
+        LoopConfig(**{name: 0})
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     fit(TASKS["vae"](), tmp_path, loop=loop(save_every_n_steps=1, keep_n_checkpoints=2), optim=OPTIM)
     assert [path.name for path in RunFolder(tmp_path).checkpoints()] == ["step-00000005", "step-00000006"]
