@@ -1,9 +1,9 @@
 """`python -m recipes.picto.train --data data/picto --size full --minutes 21`: all four models, from data to a folder.
 
-Trains image tokenizer and CLIP, encodes the pictures, trains DALLE and decoder, lets the CLIP reward the DALLE where
-the size has that part, and packs them, by commands of `dalle3` that it prints. `--minutes` is what training may take
-in all; `--this_call` ends a call earlier. Called again, it goes on where it was. The sizes are in `sizes/`, with the
-flags of every command, and the phases of a part that has some: shares of its time with a source or flags of their own.
+Trains image tokenizer and CLIP, encodes the pictures, trains DALLE and decoder, and packs them, by commands of `dalle3`
+that it prints. `--minutes` is what training may take in all; `--this_call` ends a call earlier. Called again, it goes
+on where it was. The sizes are in `sizes/`, with the flags of every command, and the phases of a part that has some:
+shares of its time with a source or flags of their own.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ FLAGS = {"dalle": "--dalle_path", "clip": "--clip", "decoder": "--decoder"}  # o
 # What a DALLE is trained on: codes of all pictures, those of the first lesson, or pictures, which it cuts and encodes.
 SOURCES = CODES, FIRST, PICTURES = "codes", "codes-first", "pictures"
 PART = {"train", "share", "flags"}  # what a size says of each part
-STAGES = (("codec", "clip"), ("dalle", "decoder"), ("reward",))  # what is in one needs only what is in those before
-OPTIONAL = {"reward"}  # the DALLE, trained on by reward
+STAGES = (("codec", "clip"), ("dalle", "decoder"))  # what is in one needs only what is in those before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +92,13 @@ class Plan:
 
     def source(self, name: str, phase: dict[str, Any]) -> str:
         """What a part is trained on in one of its phases."""
-        source = phase.get("source", CODES) if name in ("dalle", "reward") else PICTURES
+        source = phase.get("source", CODES) if name == "dalle" else PICTURES
         return pattern(self.data, TRAIN) if source == PICTURES else str(self.out / source)
 
     def needs(self, name: str) -> list[str]:
         """The flags of what a part needs of those before it."""
         if name == "codec":
             return []
-        if name == "reward":
-            return ["--init_from", str(self.run("dalle").checkpoint), "--clip", str(self.run("clip").checkpoint)]
         words = ["--bpe_path", str(self.out / "words" / "tokenizer.json"), "--hug"]
         if name == "clip":
             return words
@@ -157,8 +154,7 @@ def carry_out(plan: Plan, *, together: bool, workers: int, until: float, stop: t
 
 def grouped(plan: Plan, stage: Sequence[str], *, together: bool) -> Iterator[list[Run]]:
     """The unfinished trainings of a stage, each alone, or all side by side with the time of all."""
-    wanted = [name for name in stage if name in plan.size["parts"] and not (name == "codec" and plan.codec.is_dir())]
-    runs = [plan.run(name) for name in wanted]
+    runs = [plan.run(name) for name in stage if name != "codec" or not plan.codec.is_dir()]
     if not together:
         yield from ([run] for run in runs if not run.finished)
         return
@@ -219,7 +215,7 @@ def pack(plan: Plan) -> None:
     """Puts all into the folder `model`, with the credit its data asks for, in place of one of an earlier call."""
     folder, fresh = plan.out / "model", plan.out / "model-fresh"
     shutil.rmtree(fresh, ignore_errors=True)
-    parts = {name: str(newest(plan, name)) for name in FLAGS}
+    parts = {name: str(plan.run(name).checkpoint) for name in FLAGS}
     paths = [word for name, flag in FLAGS.items() for word in (flag, parts[name])]
     best = as_flags(plan.size.get("recommended", {}))
     call_all(["pack", str(fresh), *paths, "--most_mb", "60", *best], processes=1)
@@ -227,12 +223,6 @@ def pack(plan: Plan) -> None:
         shutil.copy(credit, fresh)
     shutil.rmtree(folder, ignore_errors=True)  # only now: a pack that fails leaves the model there was
     fresh.rename(folder)
-
-
-def newest(plan: Plan, part: str) -> Path:
-    """The newest checkpoint of a part; of the DALLE, once there is one, that which was rewarded."""
-    rewarded = part == "dalle" and any((plan.out / "reward").glob("step-*"))
-    return plan.run("reward" if rewarded else part).checkpoint
 
 
 def read_size(name: str) -> dict[str, Any]:
@@ -247,9 +237,10 @@ def read_size(name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"--size {name}: {path} cannot be read as JSON ({error})") from None
     if not _whole(size):
+        parts = ", ".join(part for stage in STAGES for part in stage)
         raise ConfigError(
-            f"--size {name}: {path} needs words, and parts for {', '.join(_required())} "
-            f"with {', '.join(sorted(PART))}, as {SIZES / 'small.json'} has"
+            f"--size {name}: {path} needs words, and parts for {parts} with {', '.join(sorted(PART))}, "
+            f"as {SIZES / 'small.json'} has"
         )
     return size
 
@@ -257,14 +248,9 @@ def read_size(name: str) -> dict[str, Any]:
 def _whole(size: Any) -> bool:
     """Whether a size says of each part what `Plan` reads."""
     try:
-        every = {*_required(), *size["parts"]}
-        return "words" in size and all(size["parts"][part].keys() >= PART for part in every)
+        return "words" in size and all(size["parts"][part].keys() >= PART for stage in STAGES for part in stage)
     except (AttributeError, KeyError, TypeError):
         return False
-
-
-def _required() -> list[str]:
-    return [part for stage in STAGES for part in stage if part not in OPTIONAL]
 
 
 def check_phases(name: str, phases: list[dict[str, Any]]) -> None:

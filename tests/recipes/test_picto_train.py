@@ -116,10 +116,10 @@ def dalle(data: Path, *phases: dict[str, Any], **parts: Any) -> Plan:
     return Plan(data=data, out=data.parent / "runs", size=size, minutes=10, shared=(), **parts)
 
 
-def trained(made: Plan, *more: str) -> Plan:
-    """A plan whose parts have a checkpoint each, and `more` parts too."""
-    for name in ("dalle", "clip", "decoder", *more):
-        (made.run(name).folder / "step-00000001").mkdir(parents=True, exist_ok=True)
+def trained(made: Plan) -> Plan:
+    """A plan whose parts have a checkpoint each."""
+    for name in ("dalle", "clip", "decoder"):
+        (made.run(name).folder / "step-00000001").mkdir(parents=True)
         (made.run(name).folder / "step-00000001" / "config.json").touch()
     return made
 
@@ -132,10 +132,10 @@ def forever() -> float:
 def test_every_flag_of_a_size_is_one_of_dalle3_train(size, data):
     parser = argparse.ArgumentParser(exit_on_error=False)
     train_command.add_arguments(parser)
-    made = trained(plan(data, size))
-    for name in made.size["parts"]:
-        for phase in made.run(name).phases:
-            parser.parse_args(phase.arguments[1:])
+    for stage in STAGES:
+        for name in stage:
+            for phase in plan(data, size).run(name).phases:
+                parser.parse_args(phase.arguments[1:])
 
 
 @pytest.mark.parametrize("size", sorted(path.stem for path in SIZES.glob("*.json")))
@@ -207,9 +207,10 @@ def test_runs_of_several_processes_are_stopped_and_saved_or_said_not_to_be(tmp_p
 
 
 def test_several_processes_share_the_batches_of_a_size(data):
-    alone, shared = trained(plan(data)), plan(data, processes=2)
-    for name in alone.size["parts"]:
-        assert [2 * size for size in batch_sizes(shared.run(name))] == batch_sizes(alone.run(name))
+    alone, shared = plan(data), plan(data, processes=2)
+    for stage in STAGES:
+        for name in stage:
+            assert [2 * size for size in batch_sizes(shared.run(name))] == batch_sizes(alone.run(name))
 
 
 def test_processes_that_cannot_share_a_batch_are_one_line(tmp_path, capsys):
@@ -325,27 +326,6 @@ def test_what_a_size_recommends_is_packed_by_flags_of_dalle3_pack(size, data, mo
     args = vars(parser.parse_args(json.loads((made.out / "model" / "packed").read_text())))
     wanted = read_size(size)["recommended"]
     assert {name: args[name] for name in wanted} == wanted
-
-
-def test_a_dalle_is_rewarded_by_the_clip_and_packed_as_it_is_then(data, monkeypatch):
-    monkeypatch.setattr(schedule, "DALLE3", (schedule.sys.executable, "-c", PACKER))
-    made = trained(plan(data))
-    ((rewarded,),) = grouped(made, STAGES[2], together=False)
-    (phase,) = rewarded.phases
-    assert flag(phase.arguments, "--init_from") == str(made.run("dalle").checkpoint)
-    assert flag(phase.arguments, "--clip") == str(made.run("clip").checkpoint)
-    assert flag(phase.arguments, "--image_text_folder") == str(made.out / "codes")
-    for part in ("dalle", "reward"):
-        pack(trained(made, *{"reward"} & {part}))
-        packed = json.loads((made.out / "model" / "packed").read_text())
-        assert flag(tuple(packed), "--dalle_path") == str(made.out / part / "step-00000001")
-
-
-def test_a_size_without_rewards_has_no_stage_of_them(data):
-    size = read_size("small")
-    del size["parts"]["reward"]
-    made = Plan(data=data, out=data.parent / "runs", size=size, minutes=10, shared=())
-    assert [list(grouped(made, STAGES[2], together=together)) for together in (False, True)] == [[], []]
 
 
 def test_a_pack_that_fails_leaves_the_model_there_was(data):
