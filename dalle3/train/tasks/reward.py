@@ -1,7 +1,7 @@
 """Training a DALLE by reward: it draws, a CLIP says how surely it knows the captions, and what did well is drawn more.
 
-The gradient is REINFORCE's with the mean of a caption's other pictures as baseline (arXiv:2402.14740), over their
-deviation (as in arXiv:2402.03300), of the very distribution that draws: guided, filtered, and never older than the step.
+The gradient is REINFORCE's, with the mean of a caption's other pictures as baseline (arXiv:2402.14740) and their
+deviation as measure (arXiv:2402.03300), of the very distribution that draws: guided, filtered, of this step's weights.
 
 Shapes: B captions, G pictures of each, L caption tokens, h w grid of codes, M codes of a picture, C image codes,
 E width of CLIP's space.
