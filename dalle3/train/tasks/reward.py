@@ -155,7 +155,7 @@ class RewardTask(DalleTask):
         self.objective = RewardObjective(base.dalle, self.sampling, config.data_weight)
 
     def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
-        """Pictures of the batch's captions with their advantages, and its own pictures where they have a weight."""
+        """Pictures drawn for the captions of the batch, and rewards; its own pictures, where they have a weight."""
         data = super().prepare(batch, step=step, rng=rng) if self.rewards.data_weight else {}
         length, device = self.dalle.config.text_seq_len, self.codec_device
         rows = caption_rows(self.tokenizer, batch.captions, length, truncate=self.config.truncate_captions)
