@@ -26,7 +26,7 @@ from dalle3.tokenizers.base import Tokenizer
 from dalle3.train.task import Metrics, Preview, to_pil, to_unit
 from dalle3.train.tasks.captions import caption_rows, drop_rows
 
-PREVIEWED = Sampling(top_p=0.9)  # how the pictures that show its progress are drawn
+PREVIEW_SAMPLING = Sampling(top_p=0.9)  # how the pictures that show its progress are drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class DalleTask:
         check_vocabularies(dalle.config, codec, tokenizer)
         self.model: nn.Module = dalle
         self.dalle, self.tokenizer, self.config = dalle, tokenizer, config
-        self.sampling = PREVIEWED
+        self.sampling = PREVIEW_SAMPLING
         self.objective = DalleObjective(dalle)
         assert isinstance(codec, nn.Module)
         self.codec = codec.eval().requires_grad_(False)
