@@ -50,35 +50,37 @@ def is_codes(name: str) -> bool:
     return name.lower().endswith(CODES)
 
 
-def read_codes(path: Path, *, num_tokens: int) -> Tensor:
-    """The codes (h, w), int64, in a .npy: square, or flat and row by row as `generate.py --output_npy` writes them.
+def read_codes(name: str, *, num_tokens: int) -> Tensor:
+    """The codes (h, w), int64, of a .npy in a file or behind an address.
+
+    They are square, or flat and row by row as `generate.py --output_npy` writes them.
 
     Raises:
-        CodesError: not a whole .npy, not integers, no square number of them, or one is outside the codebook.
+        CodesError: it cannot be read or fetched, is not a whole .npy, not integers, no square number of them, or one
+            is outside the codebook.
     """
     try:
-        with path.open("rb") as file:
+        with _open(name) as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
-        raise CodesError(f"{path}: no such file") from None
-    except (OSError, ValueError, MemoryError, TokenError) as error:  # what a header that lies leads to
-        reason = getattr(error, "strerror", None) or "it is not a whole .npy of numbers"
-        raise CodesError(f"{path} cannot be read: {reason}") from None
+        raise CodesError(f"{name}: no such file") from None
+    except (OSError, ValueError, MemoryError, TokenError) as error:  # the last three: what a header that lies leads to
+        raise CodesError(f"{name} cannot be read: {_reason(error, 'it is not a whole .npy of numbers')}") from None
     if array.dtype.kind not in "iu":
-        raise CodesError(f"{path} holds {array.dtype}; codes are integers, as `generate.py --output_npy` writes them")
+        raise CodesError(f"{name} holds {array.dtype}; codes are integers, as `generate.py --output_npy` writes them")
     codes = torch.from_numpy(array.astype(np.int64))
     side = math.isqrt(codes.numel())
     one_picture = codes.squeeze().shape in ((side**2,), (side, side))
     if not side or not one_picture:
         raise CodesError(
-            f"{path} holds {codes.numel()} codes of shape {tuple(codes.shape)}; "
+            f"{name} holds {codes.numel()} codes of shape {tuple(codes.shape)}; "
             "expected those of one square picture, such as 256 or 1024"
         )
     codes = codes.reshape(1, side, side)
     try:
         check_codes(codes, num_tokens)
     except CodesError as error:
-        raise CodesError(f"{path}: {error}; give the image tokenizer they were made with as --vae_path") from None
+        raise CodesError(f"{name}: {error}; give the image tokenizer they were made with as --vae_path") from None
     return codes[0]
 
 
@@ -93,8 +95,7 @@ def read_picture(name: str) -> Image.Image:
             opened.load()
             return to_rgb(upright(opened))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or "it is not a whole picture"
-        raise ImageError(f"{name} cannot be read: {reason}") from None
+        raise ImageError(f"{name} cannot be read: {_reason(error, 'it is not a whole picture')}") from None
 
 
 def square(picture: Image.Image, side: int) -> Tensor:
@@ -127,6 +128,12 @@ def _decoded_from(path: Path) -> Path | None:
     """What `path` would be a decoded picture of, without its ending; None for a name that decoding does not give."""
     match = DECODED.fullmatch(path.name)
     return path.with_name(match[1]) if match else None
+
+
+def _reason(error: Exception, otherwise: str) -> object:
+    """Why a file or an address could not be read, in the system's words where it has some."""
+    said = getattr(error, "strerror", None) or getattr(error, "reason", None)  # of a file, of an address
+    return said if said and isinstance(error, OSError) else otherwise
 
 
 def _open(name: str) -> IO[bytes]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle3.errors import ImageError
-from dalle3.inputs import find_inputs, read_picture, square
+from dalle3.errors import CodesError, ImageError
+from dalle3.inputs import find_inputs, read_codes, read_picture, square
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -25,14 +25,17 @@ class Pictures(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         buffer = io.BytesIO()
-        picture(12, 9).save(buffer, format="PNG")
+        if self.path == "/codes.npy":
+            np.save(buffer, np.arange(16))
+        else:
+            picture(12, 9).save(buffer, format="PNG")
         if self.path == "/cut.png":
             self.send_response(200)
             self.send_header("Content-Length", "10")
             self.end_headers()
             self.wfile.write(b"cut")
             return
-        if self.path != "/picture.png":
+        if self.path not in ("/picture.png", "/codes.npy", "/picture.npy"):
             self.send_error(404)
             return
         self.send_response(200)
@@ -56,6 +59,16 @@ def address():
 def test_a_picture_behind_an_address_is_read(address):
     assert read_picture(f"{address}/picture.png").tobytes() == picture(12, 9).tobytes()
     assert find_inputs([f"{address}/picture.png"]) == [f"{address}/picture.png"]
+
+
+def test_codes_behind_an_address_are_read(address):
+    assert torch.equal(read_codes(f"{address}/codes.npy", num_tokens=16), torch.arange(16).view(4, 4))
+
+
+@pytest.mark.parametrize(("name", "reason"), [("other.npy", "Not Found"), ("picture.npy", "it is not a whole .npy")])
+def test_codes_that_are_not_behind_an_address_are_one_line(name, reason, address):
+    with pytest.raises(CodesError, match=rf"/{name} cannot be read: {reason}"):
+        read_codes(f"{address}/{name}", num_tokens=16)
 
 
 def test_a_missing_picture_behind_an_address_is_named(address):

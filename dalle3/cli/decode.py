@@ -120,7 +120,7 @@ def read_job(name: str, decoder: PictureDecoder, request: DecodeRequest) -> Job:
         return Job(name=name, picture=square(read_picture(name), small))
     assert decoder.codec is not None
     if is_codes(name):
-        codes = read_codes(Path(name), num_tokens=decoder.codec.num_tokens)
+        codes = read_codes(name, num_tokens=decoder.codec.num_tokens)
         decoder.side(len(codes), name=name)
         return Job(name=name, codes=codes)
     grid = decoder.grid(request.output_size)
