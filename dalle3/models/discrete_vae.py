@@ -102,8 +102,16 @@ class DiscreteVAE(nn.Module):
         Raises:
             ImageError: H or W is not a multiple of `factor`.
         """
+        return self.scores(images).argmax(dim=1)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Logits (B, V, h, w), float32, of the codes of pictures (B, 3, H, W) in [0, 1].
+
+        Raises:
+            ImageError: H or W is not a multiple of `factor`.
+        """
         check_images(images, self.factor)
-        return self.logits(self.normalise(images)).argmax(dim=1)
+        return self.logits(self.normalise(images))
 
     def embed(self, codes: Tensor) -> Tensor:
         """The codebook entries (B, D, h, w) of codes (B, h, w).

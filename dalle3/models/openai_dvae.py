@@ -127,8 +127,16 @@ class OpenAIDiscreteVAE(nn.Module):
         Raises:
             ImageError: H or W is not a multiple of 8.
         """
+        return self.scores(images).argmax(dim=1)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Logits (B, V, h, w), float32, of the codes of pictures (B, 3, H, W) in [0, 1].
+
+        Raises:
+            ImageError: H or W is not a multiple of 8.
+        """
         check_images(images, self.factor)
-        return self.enc(map_pixels(images).to(self._decoder_input.w.dtype)).argmax(dim=1)
+        return self.enc(map_pixels(images).to(self._decoder_input.w.dtype)).float()
 
     def embed(self, codes: Tensor) -> Tensor:
         """What codes (B, h, w) become in the decoder's first layer, (B, D, h, w).

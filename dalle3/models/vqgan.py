@@ -204,10 +204,18 @@ class GumbelVQ(_Tokenizer):
         Raises:
             ImageError: H or W is not a multiple of `factor`.
         """
-        logits = self.quantize(self.latents(images))
+        logits = self.scores(images)
         if rng is not None:
             logits = logits + gumbel_noise(logits, rng)
         return logits.argmax(dim=1)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Logits (B, V, h, w), float32, of the codes of pictures (B, 3, H, W) in [0, 1].
+
+        Raises:
+            ImageError: H or W is not a multiple of `factor`.
+        """
+        return self.quantize(self.latents(images))
 
     def quantize_gumbel(
         self, z: Tensor, noise: torch.Generator | Tensor, *, temperature: float = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ from dalle3.runtime import generator
 from dalle3.train.task import to_unit
 
 T = TypeVar("T")
+
+
+class Encoder(Protocol):
+    """An nn.Module that makes codes (B, h, w) of pictures (B, 3, H, W) in [0, 1]: an image tokenizer, or more."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes, int64."""
+        ...
+
+
 SHARD, BATCH = 10_000, 64
 
 
@@ -52,7 +62,7 @@ def encode(
 def encode_missing(
     source: Source[T],
     transform: Callable[[T, torch.Generator], Tensor],
-    codec: ImageTokenizer,
+    encoder: Encoder,
     folder: Path,
     *,
     maker: Codec,
@@ -66,7 +76,7 @@ def encode_missing(
     A shard is whole or absent, so what an interrupted call left is kept.
 
     Args:
-        maker: what `codec` is, as the shards say it.
+        maker: the image tokenizer of `encoder`, as the shards say it.
     Raises:
         DataError: a shard that is there was made by another image tokenizer.
         OutputError: a shard cannot be written.
@@ -77,7 +87,7 @@ def encode_missing(
             _check_maker(path, maker)
             continue
         indices = range(number * shard_size, min((number + 1) * shard_size, len(source)))
-        codes, captions = _encode_shard(source, transform, codec, indices, seed)
+        codes, captions = _encode_shard(source, transform, encoder, indices, seed)
         if captions:
             write_shard(path, codes, captions=captions, codec=maker)
         yield path, len(captions)
@@ -104,19 +114,19 @@ def _check_maker(path: Path, maker: Codec) -> None:
 def _encode_shard(
     source: Source[T],
     transform: Callable[[T, torch.Generator], Tensor],
-    codec: ImageTokenizer,
+    encoder: Encoder,
     indices: Sequence[int],
     seed: int,
 ) -> tuple[Tensor, list[tuple[str, ...]]]:
     """Codes (N, h, w) and captions of the samples that can be read."""
-    assert isinstance(codec, nn.Module)
-    device = next(codec.parameters()).device
+    assert isinstance(encoder, nn.Module)
+    device = next(encoder.parameters()).device
     samples = (  # transformed one by one, for a batch of whole photographs would fill the memory
         (transform(sample.content, generator(seed, "encode", index)), sample.captions)
         for index, sample in readable(no_larger_than_needed(source, transform), indices)
     )
     codes, captions = [], []
     while batch := list(islice(samples, BATCH)):
-        codes.append(codec.encode(to_unit(torch.stack([picture for picture, _ in batch]), device)).cpu())
+        codes.append(encoder.encode(to_unit(torch.stack([picture for picture, _ in batch]), device)).cpu())
         captions += [lines for _, lines in batch]
     return torch.cat(codes) if codes else torch.empty(0, 1, 1), captions
