@@ -39,11 +39,14 @@ class Prefix:
         hidden: (G, D), what the logits of the next code are read from.
         records: of each branch; attention's "keys" and "values" (G, H, T + m, K), the shift's "shifted" (G, T + m, D).
         codes: (m,), the codes given.
+        maps: (G, M, D), what the caption adds to the embeddings from which each of a picture's M codes is predicted;
+            None where the model has no maps.
     """
 
     hidden: Tensor
     records: list[Record]
     codes: Tensor
+    maps: Tensor | None
 
 
 class Decoder:
@@ -77,7 +80,8 @@ class Decoder:
         texts = torch.stack([text, torch.zeros_like(text)] if cond_scale != 1 else [text]).to(self.device)
         records: list[Record] = [{} for _ in self.branches]
         x = self.model.embed(texts, codes.to(self.device).expand(len(texts), -1))
-        return Prefix(self.model.hidden(x, records)[:, -1], records, codes.to(self.device))
+        maps = None if self.model.caption_maps is None else self.model.caption_maps(texts)
+        return Prefix(self.model.hidden(x, records)[:, -1], records, codes.to(self.device), maps)
 
     @torch.inference_mode()
     def draw(
@@ -157,6 +161,7 @@ class _Pictures:
         config = decoder.config
         self.decoder, self.groups, self.rows = decoder, len(prefix.hidden), len(prefix.hidden) * pictures
         self.positions = None if config.rotary_emb else decoder.model.image_pos()
+        self.maps = prefix.maps
         kinds = [kind for kind in config.layer_attn_types() for _ in range(2)]
         self.steps = [
             branch.bind(self._lender(record, pictures), self._cache(record, kind, pictures), self.rows)
@@ -168,7 +173,10 @@ class _Pictures:
         x = F.embedding(codes, self.decoder.model.image_table())
         if self.positions is not None:
             x = x + self.positions[position]
-        x = self.decoder.rows(x.repeat(self.groups, 1))
+        x = x.repeat(self.groups, 1)
+        if self.maps is not None:
+            x = x + self.maps[:, position + 1].repeat_interleave(len(codes), dim=0)
+        x = self.decoder.rows(x)
         return self.decoder.advance(x, self.decoder.config.text_len + position, self.steps)
 
     def _lender(self, record: Record, pictures: int) -> ShiftRing | None:

@@ -32,6 +32,8 @@ OPTIONS = {
     "shared layers": {"shared_attn_ids": (0, 1, 0, 1), "shared_ff_ids": (0, 0, 1, 1)},
     "shared embeddings": {"share_input_output_emb": True},
     "odd grid": {"image_grid": 3},
+    "caption maps": {"caption_maps": 3},
+    "caption maps, reversible, stable": {"caption_maps": 2, "reversible": True, "stable_softmax": True},
 }
 
 

@@ -18,7 +18,7 @@ from dalle3.convert.guided_diffusion import Layout
 from dalle3.convert.lora import is_adapter, joined
 from dalle3.convert.roles import DALLE, Role, read_as
 from dalle3.errors import ConfigError
-from dalle3.models.dalle import Dalle
+from dalle3.models.dalle import Dalle, with_caption_maps
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.shipped import located
 from dalle3.tokenizers.base import Tokenizer
@@ -36,6 +36,7 @@ MAY_CHANGE = {
     *("attn_dropout", "ff_dropout", "dropout", "loss_img_weight", "kl_div_loss_weight", "kl_weight", "beta"),
     *("smooth_l1_loss", "temperature", "straight_through", "reinmax"),
 }
+MAY_BEGIN = {"caption_maps"}  # where it is 0: what comes with it starts at nothing, so the model is what it was
 
 
 def read_start(kind: str, args: argparse.Namespace) -> Checkpoint | None:
@@ -89,7 +90,8 @@ def trained_on(checkpoint: Checkpoint, args: argparse.Namespace, path: Path) -> 
     given = _with_flags(checkpoint.config, args)
     before, now = _flat(checkpoint.config), _flat(given)
     for name in before:
-        if before[name] != now[name] and name not in MAY_CHANGE:
+        begins = name in MAY_BEGIN and not before[name]
+        if before[name] != now[name] and name not in MAY_CHANGE and not begins:
             misfit = differences(checkpoint.state, blank(checkpoint.kind, given))
             raise ConfigError(
                 f"{path} has {name} {before[name]}, and --{name} says {now[name]}; leave the flag out"
@@ -170,6 +172,8 @@ def dalle_task_from(
     if hasattr(args, "train_bpe"):
         raise ConfigError(f"--train_bpe makes a text tokenizer, and {path} has learnt one; leave it out")
     checkpoint.config = trained_on(checkpoint, args, path)
+    with seeded(seed, "weights"):
+        checkpoint.state = with_caption_maps(checkpoint.config, checkpoint.state)
     codec, codec_path = read_codec(parts, checkpoint, path)
     check_codec(checkpoint, codec, dalle_path=path, codec_path=codec_path)
     words = read_words(parts, checkpoint, path)

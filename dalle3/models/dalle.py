@@ -26,6 +26,7 @@ from dalle3.nn.positions import ATTENTION_TYPES, GridRotary, TokenShift, attenti
 from dalle3.nn.transformer import Branch, Transformer, layer_scale
 
 FF_MULT = 4
+MAP_SCALE = 4.0  # deviation of the weights behind the maps: large, so that their numbers, which start at 0, count soon
 STABLE_GRADIENT = 0.1  # share of the embedding gradient that passes under stable_softmax (CogView)
 
 
@@ -55,6 +56,7 @@ class DalleConfig:
     shared_attn_ids: tuple[int, ...] | None = option(None, help="which attention each layer uses, for shared weights")
     shared_ff_ids: tuple[int, ...] | None = option(None, help="which feed-forward each layer uses")
     share_input_output_emb: bool = option(False, help="one matrix for embeddings and logits")
+    caption_maps: int = option(0, help="channels of the map that each word lays under the picture; 0: none")
 
     def __post_init__(self) -> None:
         for kind in self.attn_types:
@@ -62,6 +64,8 @@ class DalleConfig:
         for name in ("dim", "depth", "heads", "dim_head", "text_seq_len", "num_image_tokens", "image_grid"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.caption_maps < 0:
+            raise ConfigError(f"caption_maps is {self.caption_maps}; it must be at least 0")
         if self.dim_head % 2 or self.dim % 4:
             raise ConfigError(f"dim is {self.dim} and dim_head {self.dim_head}; they must divide by 4 and by 2")
 
@@ -114,6 +118,27 @@ class AxialPositions(nn.Module):
         return (self.rows[:, None] + self.cols[None]).flatten(0, 1)
 
 
+class CaptionMaps(nn.Module):
+    """A map over the picture for each word: what stands where when the word is in the caption, in a few channels.
+
+    A transformer has to work out from a word and a place what is there, with weights that all words and places share;
+    here each couple has numbers of its own, which it learns from a few examples. The maps of a caption's words are
+    added up. They start at nothing, so a model that gets them starts as it was.
+    """
+
+    def __init__(self, config: DalleConfig) -> None:
+        super().__init__()
+        channels, self.shape = config.caption_maps, (config.image_seq_len, config.caption_maps)
+        self.words = nn.Parameter(torch.zeros(config.num_text_tokens, config.image_seq_len * channels))
+        self.to_dim = nn.Linear(channels, config.dim, bias=False)
+        nn.init.normal_(self.to_dim.weight, std=MAP_SCALE)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """What captions (B, L) add where each code is predicted, (B, M, D); blanks add nothing."""
+        added = F.embedding_bag(text, self.words, mode="sum", padding_idx=0)
+        return self.to_dim(added.unflatten(-1, self.shape))
+
+
 class Dalle(nn.Module):
     """Caption and codes in, logits of the next token out."""
 
@@ -126,6 +151,7 @@ class Dalle(nn.Module):
         if not config.rotary_emb:
             self.text_pos = nn.Embedding(config.text_len, config.dim)
             self.image_pos = AxialPositions(config.image_grid, config.dim)
+        self.caption_maps = CaptionMaps(config) if config.caption_maps else None
         self.transformer = build_transformer(config)
         self.norm = nn.LayerNorm(config.dim)
         self.to_logits = nn.Linear(config.dim, config.num_tokens)
@@ -178,6 +204,9 @@ class Dalle(nn.Module):
             if codes.shape[1] > c.image_seq_len:
                 raise CodesError(f"{codes.shape[1]} codes; a picture of this model has {c.image_seq_len}")
             x = torch.cat([x, self.embed_codes(codes[:, : c.image_seq_len - 1])], dim=1)
+        if self.caption_maps is not None:
+            caption, picture = x.split([c.text_seq_len, x.shape[1] - c.text_seq_len], dim=1)
+            x = torch.cat([caption, picture + self.caption_maps(text)[:, : picture.shape[1]]], dim=1)
         if c.stable_softmax:
             x = x * STABLE_GRADIENT + x.detach() * (1 - STABLE_GRADIENT)
         return x
@@ -225,6 +254,13 @@ class Dalle(nn.Module):
         """The vectors of codes, (C, D)."""
         shared = self.config.share_input_output_emb
         return self.to_logits.weight[self.config.num_text_ids :] if shared else self.image_emb.weight
+
+
+def with_caption_maps(config: DalleConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a DALLE, with fresh caption maps where `config` has some and `state` none yet."""
+    if not config.caption_maps or any(name.startswith("caption_maps.") for name in state):
+        return state
+    return state | CaptionMaps(config).state_dict(prefix="caption_maps.")
 
 
 def build_transformer(config: DalleConfig) -> Transformer:

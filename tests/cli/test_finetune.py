@@ -63,6 +63,24 @@ def test_every_model_is_trained_on_from_a_folder_without_naming_its_sizes(kind, 
     assert largest < 0.03  # two steps away, at 0.01 each
 
 
+def test_a_dalle_may_get_caption_maps_and_keep_them(models, tmp_path):
+    flags = {"truncate_captions": None, "steps": 1}
+    assert train(models, "dalle", tmp_path / "one", init_from=models / "dalle", caption_maps=2, **flags) == 0
+    grown = read_folder(tmp_path / "one" / "step-00000001")
+    assert grown.config.caption_maps == 2
+    assert grown.state["caption_maps.words"].any()  # they have learnt something
+    assert train(models, "dalle", tmp_path / "two", init_from=tmp_path / "one" / "step-00000001", **flags) == 0
+    assert read_folder(tmp_path / "two" / "step-00000001").config == grown.config
+
+
+def test_caption_maps_of_other_sizes_are_one_line(models, tmp_path, capfd):
+    flags = {"truncate_captions": None, "steps": 1}
+    assert train(models, "dalle", tmp_path / "one", init_from=models / "dalle", caption_maps=2, **flags) == 0
+    start = tmp_path / "one" / "step-00000001"
+    assert train(models, "dalle", tmp_path / "two", init_from=start, caption_maps=3, **flags) == 2
+    assert "has caption_maps 2, and --caption_maps says 3; leave the flag out" in capfd.readouterr().err
+
+
 def test_a_vae_of_dalle_pytorch_is_trained_on(models, tmp_path):
     path = FOLDER / "ckpt_dvae.pt"
     assert train(models, "vae", tmp_path / "run", init_from=path, steps=1) == 0

@@ -1,4 +1,4 @@
-"""The codes that a DALLE learns from first."""
+"""Lessons: the codes that a DALLE learns from, and how often."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 from dalle3.data.codes import Codec, CodeShards, write_shard
 from dalle3.errors import DataError
-from recipes.picto.lessons import first_lesson
+from recipes.picto.lessons import LESSONS, Lesson, write_lesson
 from recipes.picto.samples import add_file
-from recipes.picto.train import Plan, choose_first, read_size, tars
+from recipes.picto.train import Plan, prepare_lessons, read_size, tars
 
 CODEC = Codec(kind="vae", vocab=100, grid=2, sha256="0")
 SCENES = (
@@ -30,7 +30,7 @@ def write_data(folder: Path, scenes=SCENES) -> Path:
     folder.mkdir()
     for number, (kind, text) in enumerate(scenes):
         with tarfile.open(folder / f"train-{number // 2:05d}.tar", "a") as tar:
-            about = json.dumps({"kind": kind, "captions": [text, "a thing"]})
+            about = json.dumps({"kind": kind, "captions": [text, "a thing"], "key": f"{kind}-{number}"})
             add_file(tar, f"{number}.txt", text.encode())
             add_file(tar, f"{number}.json", about.encode())
     return folder
@@ -57,7 +57,7 @@ def codes(tmp_path) -> Path:
 
 
 def test_things_alone_are_there_twice_and_pairs_and_counts_not_at_all(data, codes, tmp_path):
-    assert first_lesson(tars(data, "train-*.tar"), codes, tmp_path / "first") == 5
+    assert write_lesson(LESSONS["codes-first"], tars(data, "train-*.tar"), codes, tmp_path / "first") == 5
     (shard,) = (tmp_path / "first").iterdir()
     lesson = CodeShards([shard])
     assert lesson.codec == CODEC
@@ -69,23 +69,57 @@ def test_things_alone_are_there_twice_and_pairs_and_counts_not_at_all(data, code
 def test_codes_of_other_pictures_or_in_another_order_are_refused(data, tmp_path, order):
     other = write_codes(tmp_path / "codes", [SCENES[place][1] for place in order])
     with pytest.raises(DataError, match="does not hold the codes of the pictures in"):
-        first_lesson(tars(data, "train-*.tar"), other, tmp_path / "first")
+        write_lesson(LESSONS["codes-first"], tars(data, "train-*.tar"), other, tmp_path / "first")
     assert not (tmp_path / "first").exists()
 
 
 def test_a_lesson_of_nothing_is_refused(data, codes, tmp_path):
-    with pytest.raises(DataError, match="has no scene of glyph"):
-        first_lesson(tars(data, "train-*.tar"), codes, tmp_path / "first", times={"glyph": 1})
+    with pytest.raises(DataError, match="has no scene of this lesson"):
+        write_lesson(Lesson(times=lambda about: 0), tars(data, "train-*.tar"), codes, tmp_path / "first")
 
 
-def test_the_codes_of_the_first_lesson_are_made_once_and_only_for_a_size_that_has_one(data, codes):
+def test_a_lesson_may_repeat_the_caption_that_names_everything(data, codes, tmp_path):
+    lesson = Lesson(times=lambda about: about["kind"] == "hue", first_caption=3)
+    assert write_lesson(lesson, tars(data, "train-*.tar"), codes, tmp_path / "hues") == 1
+    found = CodeShards(list((tmp_path / "hues").iterdir()))
+    assert found.captions == [("a blue fox", "a blue fox", "a blue fox", "a thing")]
+
+
+def test_of_a_picture_that_is_there_half_of_the_times_chance_decides_by_its_name(tmp_path):
+    data = write_data(tmp_path / "data", [("single", f"fox {number}") for number in range(200)])
+    codes = write_codes(tmp_path / "codes", [f"fox {number}" for number in range(200)])
+    numbers = [
+        write_lesson(Lesson(times=lambda about: 1.5), tars(data, "train-*.tar"), codes, tmp_path / name)
+        for name in ("one", "two")
+    ]
+    assert numbers[0] == numbers[1] == pytest.approx(300, abs=25)
+
+
+@pytest.mark.parametrize(
+    ("about", "times"),
+    [
+        ({"kind": "single", "style": "noto", "group": "food & drink", "tone": ""}, 16),
+        ({"kind": "single", "style": "noto", "group": "food & drink", "tone": "dark"}, 0.8),
+        ({"kind": "single", "style": "outline", "group": "objects", "tone": ""}, 6),
+        ({"kind": "single", "style": "twemoji", "group": "smileys", "tone": ""}, 8),
+        ({"kind": "single", "style": "fluent-hc", "group": "objects", "tone": ""}, 2),
+        ({"kind": "single", "style": "twemoji", "group": "symbols", "tone": ""}, 4),
+        ({"kind": "clip"}, 0),
+        ({"kind": "char"}, 1),
+    ],
+)
+def test_things_of_everyday_in_common_styles_are_there_most_often(about, times):
+    assert LESSONS["codes-things"].times(about) == times
+
+
+def test_the_codes_of_a_lesson_are_made_once_and_only_for_a_size_that_has_it(data, codes):
     full, small = (
         Plan(data=data, out=codes.parent, size=read_size(size), minutes=1, shared=()) for size in ("full", "small")
     )
-    choose_first(full)
+    prepare_lessons(full)
     assert not (codes.parent / "codes-first").exists()
-    choose_first(small)
+    prepare_lessons(small)
     (shard,) = (codes.parent / "codes-first").iterdir()
     written = shard.stat().st_mtime_ns
-    choose_first(small)
+    prepare_lessons(small)
     assert shard.stat().st_mtime_ns == written
