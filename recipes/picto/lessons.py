@@ -1,54 +1,99 @@
-"""The codes that a DALLE learns from first: things alone, twice as often as badges and characters; no pairs, no counts.
+"""Lessons: which codes a DALLE learns from in a phase of its training, and how often each is among them.
 
-On few steps a model learns objects faster where each fills its picture, and where they stand only afterwards.
+On few steps a model learns objects faster where each fills its picture, and where they stand only afterwards. And what
+it shall draw so that one knows it, it has to see often: a thing of everyday in a common style more often than a symbol.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dalle3.data.codes import CodeShards, write_shard
 from dalle3.errors import DataError
 from dalle3.files import whole_folder
+from recipes.picto import draws
 from recipes.picto.samples import files
 
-FIRST = {"single": 2, "hue": 2, "bg": 1, "badge": 1, "char": 1, "glyph": 1}  # times each kind of scene is there
+About = Mapping[str, Any]  # the json of a sample
 
 
-def first_lesson(tars: list[Path], codes: Path, out: Path, *, times: Mapping[str, int] = FIRST) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """How often a picture is there, by what is said about it, and its first caption, which names all there is to know.
+
+    Of 1.6 times the last is there for six pictures of ten.
+    """
+
+    times: Callable[[About], float]
+    first_caption: int = 1
+
+
+_ALONE = {"single": 2, "hue": 2, "bg": 1, "badge": 1, "char": 1, "glyph": 1}
+_BESIDE_THINGS = {"hue": 4, "bg": 1.6, "badge": 1.6, "glyph": 0.6, "char": 1, "pair": 0.7, "cpair": 0.7, "count": 0.7}
+_COMMON_STYLES = ("fluent-3d", "fluent-color", "fluent-flat", "noto", "twemoji", "emojione")
+_THINGS = ("activities", "animals & nature", "food & drink", "objects", "travel & places")
+
+
+def _alone(about: About) -> float:
+    return _ALONE.get(about["kind"], 0)
+
+
+def _things(about: About) -> float:
+    if about["kind"] != "single":
+        return _BESIDE_THINGS.get(about["kind"], 0)
+    if about["tone"]:
+        return 0.8
+    if about["style"] == "fluent-hc":
+        return 2
+    common = about["style"] in _COMMON_STYLES
+    if about["group"] in _THINGS:
+        return 16 if common else 6
+    return 8 if about["group"] == "smileys" and common else 4
+
+
+LESSONS = {"codes-first": Lesson(times=_alone), "codes-things": Lesson(times=_things, first_caption=3)}
+
+
+def write_lesson(lesson: Lesson, tars: list[Path], codes: Path, out: Path) -> int:
     """The number of samples written to the folder `out`, as one shard.
 
     Args:
         tars: the data set as `recipes.picto.build` wrote it.
         codes: folder of its codes, as `dalle3 encode` wrote them.
     Raises:
-        DataError: the codes are not those of all the pictures, in their order, or no picture is of a kind in `times`.
+        DataError: the codes are not those of all the pictures, in their order, or no picture is in the lesson.
         OutputError: `out` exists and is not empty, or cannot be written.
     """
     shards = CodeShards(sorted(codes.glob("*.safetensors")))
-    scenes = list(kinds(tars))
-    if [(caption,) for _, caption in scenes] != [lines[:1] for lines in shards.captions]:
+    scenes = list(abouts(tars))
+    if [about["captions"][0] for about in scenes] != [lines[0] for lines in shards.captions]:
         raise DataError(f"{codes} does not hold the codes of the pictures in {tars[0].parent}; encode them anew")
-    chosen = [index for index, (kind, _) in enumerate(scenes) for _ in range(times.get(kind, 0))]
+    chosen = [place for place, about in enumerate(scenes) for _ in range(_whole(lesson.times(about), about))]
     if not chosen:
-        raise DataError(f"{tars[0].parent} has no scene of {', '.join(times)}; the first lesson would be empty")
+        raise DataError(f"{tars[0].parent} has no scene of this lesson; it would be empty")
+    lines = [(*[first] * lesson.first_caption, *others) for first, *others in shards.captions]
     with whole_folder(out) as partial:
-        captions = [shards.captions[index] for index in chosen]
         write_shard(
             partial / "codes-00000.safetensors",
             shards.codes[torch.tensor(chosen)],
-            captions=captions,
+            captions=[lines[place] for place in chosen],
             codec=shards.codec,
         )
     return len(chosen)
 
 
-def kinds(tars: list[Path]) -> Iterator[tuple[str, str]]:
-    """Kind of scene and first caption of every sample, in order."""
+def abouts(tars: list[Path]) -> Iterator[About]:
+    """What is said about every sample, in order."""
     for content in files(tars, ".json"):
-        about = json.loads(content)
-        yield about["kind"], about["captions"][0]
+        yield json.loads(content)
+
+
+def _whole(times: float, about: About) -> int:
+    """`times`, its broken part by chance, which depends on the sample alone."""
+    return int(times) + (draws.fraction("lesson", about["key"]) < times % 1)

@@ -23,6 +23,7 @@ from typing import Any
 from dalle3.errors import ConfigError, Dalle3Error, DataError
 from dalle3.files import whole_folder
 from dalle3.log import note
+from recipes.picto.lessons import LESSONS, write_lesson
 from recipes.picto.schedule import Phase, Run, call_all, stoppable, train
 
 EVERY = {"keep_n_checkpoints": 2, "save_every_n_steps": 500, "log_every_n_steps": 50, "sample_every_n_steps": 500}
@@ -30,8 +31,9 @@ SIZES = Path(__file__).parent / "sizes"
 TRAIN, VAL = "train-*.tar", "val-*.tar"
 CREDIT = "ATTRIBUTION.md"
 FLAGS = {"dalle": "--dalle_path", "clip": "--clip", "decoder": "--decoder"}  # of `dalle3 pack`
-# What a DALLE is trained on: codes of all pictures, those of the first lesson, or pictures, which it cuts and encodes.
-SOURCES = CODES, FIRST, PICTURES = "codes", "codes-first", "pictures"
+# What a DALLE is trained on: codes of all pictures, those of a lesson, or pictures, which it cuts and encodes.
+CODES, PICTURES = "codes", "pictures"
+SOURCES = (CODES, *LESSONS, PICTURES)
 PART = {"train", "share", "flags"}  # what a size says of each part
 STAGES = (("codec", "clip"), ("dalle", "decoder"))  # what is in one needs only what is in those before
 
@@ -143,7 +145,7 @@ def carry_out(plan: Plan, *, together: bool, workers: int, until: float, stop: t
         if stage == STAGES[1]:
             freeze_codec(plan)
             encode(plan, processes=max(1, workers))
-            choose_first(plan)
+            prepare_lessons(plan)
         for runs in grouped(plan, stage, together=together):
             if not train(runs, until=until, stop=stop):
                 note("stopped early; the same command goes on where this ended")
@@ -201,14 +203,13 @@ def encode(plan: Plan, *, processes: int) -> None:
     call_all([*line, "--shard_size", "4000"], processes=processes)
 
 
-def choose_first(plan: Plan) -> None:
-    """Sets aside the codes of the first lesson, where the DALLE has one."""
-    folder = plan.out / FIRST
-    if not folder.is_dir() and any(phase.get("source") == FIRST for phase in plan.phases("dalle")):
-        from recipes.picto.lessons import first_lesson
-
-        number = first_lesson(tars(plan.data, TRAIN), plan.out / CODES, folder)
-        note(f"{folder}: {number} samples")
+def prepare_lessons(plan: Plan) -> None:
+    """Sets aside the codes of the lessons that the DALLE has."""
+    for name in sorted({phase.get("source", CODES) for phase in plan.phases("dalle")} & LESSONS.keys()):
+        folder = plan.out / name
+        if not folder.is_dir():
+            number = write_lesson(LESSONS[name], tars(plan.data, TRAIN), plan.out / CODES, folder)
+            note(f"{folder}: {number} samples")
 
 
 def pack(plan: Plan) -> None:
