@@ -18,6 +18,7 @@ from dalle3.data.codes import CodeShards, write_shard
 from dalle3.errors import DataError
 from dalle3.files import whole_folder
 from recipes.picto import draws
+from recipes.picto.plan import is_solid
 from recipes.picto.samples import files
 
 About = Mapping[str, Any]  # the json of a sample
@@ -35,8 +36,8 @@ class Lesson:
 
 
 _ALONE = {"single": 2, "hue": 2, "bg": 1, "badge": 1, "char": 1, "glyph": 1}
-_BESIDE_THINGS = {"hue": 4, "bg": 1.6, "badge": 1.6, "glyph": 0.6, "char": 1, "pair": 0.7, "cpair": 0.7, "count": 0.7}
-_COMMON_STYLES = ("fluent-3d", "fluent-color", "fluent-flat", "noto", "twemoji", "emojione")
+_BESIDE_THINGS = {"bg": 0.5, "badge": 0.5, "glyph": 0.2, "char": 0.7, "pair": 0.15, "cpair": 0.15, "count": 0.2}
+_COMMON_STYLES = {"fluent-3d": 1, "fluent-flat": 1, "fluent-color": 0.6, "noto": 1, "twemoji": 1, "emojione": 1}
 _THINGS = ("activities", "animals & nature", "food & drink", "objects", "travel & places")
 
 
@@ -45,19 +46,29 @@ def _alone(about: About) -> float:
 
 
 def _things(about: About) -> float:
-    if about["kind"] != "single":
-        return _BESIDE_THINGS.get(about["kind"], 0)
+    kind = about["kind"]
+    if kind == "hue":
+        return 7 * (_everyday(about) or 0.4)
+    if kind != "single":
+        return _BESIDE_THINGS.get(kind, 0)
+    if wanted := _everyday(about) * _COMMON_STYLES.get(about["style"], 0):
+        return 24 * wanted
     if about["tone"]:
-        return 0.8
+        return 0.3
     if about["style"] == "fluent-hc":
-        return 2
-    common = about["style"] in _COMMON_STYLES
-    if about["group"] in _THINGS:
-        return 16 if common else 6
-    return 8 if about["group"] == "smileys" and common else 4
+        return 0.8
+    return 2 if _everyday(about) else 1
 
 
-LESSONS = {"codes-first": Lesson(times=_alone), "codes-things": Lesson(times=_things, first_caption=3)}
+def _everyday(about: About) -> float:
+    """How much of a thing of everyday it is: 1 for what has one word as its name, 0.5 for two, 0 for anything else."""
+    name = about["concept"].lower()
+    if about["tone"] or about["group"] not in _THINGS or not is_solid(name):
+        return 0
+    return 1 if len(name.split()) == 1 else 0.5
+
+
+LESSONS = {"codes-first": Lesson(times=_alone), "codes-things": Lesson(times=_things, first_caption=6)}
 
 
 def write_lesson(lesson: Lesson, tars: list[Path], codes: Path, out: Path) -> int:

@@ -254,12 +254,12 @@ def _things_by_style(assets: Sequence[Asset], withheld: Mapping[str, frozenset[s
     found: dict[str, list[int]] = {style: [] for style in _SCENE_STYLES}
     for index, asset in enumerate(assets):
         trained = splits.drawing_split(asset, withheld) == splits.TRAIN
-        if trained and asset.style in found and asset.concept.group in THINGS and _is_solid(noun(asset.concept)):
+        if trained and asset.style in found and asset.concept.group in THINGS and is_solid(noun(asset.concept)):
             found[asset.style].append(index)
     return [found[style] for style in sorted(found) if len(found[style]) > 30]
 
 
-def _is_solid(name: str) -> bool:
+def is_solid(name: str) -> bool:
     """Whether the name is short and of a countable thing with an outline."""
     if len(name.split()) > 2 or is_plural(name) or name.split()[-1] in MASS:
         return False
