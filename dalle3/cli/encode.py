@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from dalle3.assemble import check_codec
 from dalle3.checkpoint import Checkpoint, build, fingerprint
 from dalle3.config import add_arguments as add_flags
@@ -82,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
     _settle(config, crop, maker, num_samples=len(source), prior=prior)
     encoder = codec
     if prior is not None:
-        encoder = LikelierCodes(codec, cast(Dalle, build(prior, device=device)), weight=config.prior_weight)
+        encoder = LikelierCodes(
+            codec, cast(Dalle, build(prior, device=device, dtype=torch.float32)), weight=config.prior_weight
+        )
     cut = Crop(maker.grid * codec.factor, crop)
     rank, world = place_among_processes()
     began, total = time.perf_counter(), 0
