@@ -36,7 +36,8 @@ class Lesson:
 
 
 _ALONE = {"single": 2, "hue": 2, "bg": 1, "badge": 1, "char": 1, "glyph": 1}
-_BESIDE_THINGS = {"bg": 0.5, "badge": 0.5, "glyph": 0.2, "char": 0.7, "pair": 0.15, "cpair": 0.15, "count": 0.2}
+_FEW = {"bg": 0.5, "badge": 0.5, "glyph": 0.2, "char": 0.7, "pair": 0.15, "cpair": 0.15, "count": 0.2}
+_MANY = {"bg": 0.8, "badge": 0.8, "glyph": 0.25, "char": 1, "pair": 0.4, "cpair": 0.4, "count": 0.5}
 _COMMON_STYLES = {"fluent-3d": 1, "fluent-flat": 1, "fluent-color": 0.6, "noto": 1, "twemoji": 1, "emojione": 1}
 _THINGS = ("activities", "animals & nature", "food & drink", "objects", "travel & places")
 
@@ -45,19 +46,25 @@ def _alone(about: About) -> float:
     return _ALONE.get(about["kind"], 0)
 
 
-def _things(about: About) -> float:
-    kind = about["kind"]
-    if kind == "hue":
-        return 7 * (_everyday(about) or 0.4)
-    if kind != "single":
-        return _BESIDE_THINGS.get(kind, 0)
-    if wanted := _everyday(about) * _COMMON_STYLES.get(about["style"], 0):
-        return 24 * wanted
-    if about["tone"]:
-        return 0.3
-    if about["style"] == "fluent-hc":
-        return 0.8
-    return 2 if _everyday(about) else 1
+def _foremost(*, things: float, hues: float, others: float, beside: Mapping[str, float]) -> Callable[[About], float]:
+    """How often: things of everyday in common styles, recoloured ones, other single drawings, and the kinds beside."""
+
+    def times(about: About) -> float:
+        kind = about["kind"]
+        if kind not in ("single", "hue"):
+            return beside.get(kind, 0)
+        everyday = _everyday(about)
+        if kind == "hue":
+            return hues * (everyday or 0.4)
+        if wanted := everyday * _COMMON_STYLES.get(about["style"], 0):
+            return things * wanted
+        if about["tone"]:
+            return 0.3
+        if about["style"] == "fluent-hc":
+            return 0.8
+        return 2 if everyday else others
+
+    return times
 
 
 def _everyday(about: About) -> float:
@@ -68,7 +75,11 @@ def _everyday(about: About) -> float:
     return 1 if len(name.split()) == 1 else 0.5
 
 
-LESSONS = {"codes-first": Lesson(times=_alone), "codes-things": Lesson(times=_things, first_caption=6)}
+LESSONS = {
+    "codes-first": Lesson(times=_alone),
+    "codes-things": Lesson(times=_foremost(things=24, hues=7, others=1, beside=_FEW), first_caption=6),
+    "codes-evenly": Lesson(times=_foremost(things=7, hues=3, others=1.5, beside=_MANY), first_caption=6),
+}
 
 
 def write_lesson(lesson: Lesson, tars: list[Path], codes: Path, out: Path) -> int:

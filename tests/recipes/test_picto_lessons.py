@@ -25,12 +25,17 @@ SCENES = (
 )
 
 
+def single(**changes: str) -> dict[str, str]:
+    """What is said about a thing of everyday in a common style, with changes."""
+    return {"kind": "single", "style": "noto", "group": "food & drink", "tone": "", "concept": "banana", **changes}
+
+
 def write_data(folder: Path, scenes=SCENES) -> Path:
     """Tars of two scenes each, of which only what is said about them is there."""
     folder.mkdir()
     for number, (kind, text) in enumerate(scenes):
         with tarfile.open(folder / f"train-{number // 2:05d}.tar", "a") as tar:
-            about = json.dumps({"kind": kind, "captions": [text, "a thing"], "key": f"{kind}-{number}"})
+            about = json.dumps({**single(), "kind": kind, "captions": [text, "a thing"], "key": f"{kind}-{number}"})
             add_file(tar, f"{number}.txt", text.encode())
             add_file(tar, f"{number}.json", about.encode())
     return folder
@@ -95,11 +100,6 @@ def test_of_a_picture_that_is_there_half_of_the_times_chance_decides_by_its_name
     assert numbers[0] == numbers[1] == pytest.approx(300, abs=25)
 
 
-def single(**changes: str) -> dict[str, str]:
-    """What is said about a thing of everyday in a common style, with changes."""
-    return {"kind": "single", "style": "noto", "group": "food & drink", "tone": "", "concept": "banana", **changes}
-
-
 @pytest.mark.parametrize(
     ("about", "times"),
     [
@@ -118,6 +118,14 @@ def single(**changes: str) -> dict[str, str]:
 )
 def test_things_of_everyday_in_common_styles_are_there_most_often(about, times):
     assert LESSONS["codes-things"].times(about) == pytest.approx(times)
+
+
+def test_the_even_lesson_has_things_less_often_and_all_else_more():
+    things, evenly = LESSONS["codes-things"].times, LESSONS["codes-evenly"].times
+    assert evenly(single()) == 7
+    assert evenly(single(group="symbols")) == 1.5
+    for kind in ("bg", "badge", "glyph", "char", "pair", "cpair", "count"):
+        assert things({"kind": kind}) < evenly({"kind": kind}) <= 1
 
 
 def test_the_codes_of_a_lesson_are_made_once_and_only_for_a_size_that_has_it(data, codes):
