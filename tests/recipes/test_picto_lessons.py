@@ -120,9 +120,10 @@ def test_things_of_everyday_in_common_styles_are_there_most_often(about, times):
     assert LESSONS["codes-things"].times(about) == pytest.approx(times)
 
 
-def test_the_even_lesson_has_things_less_often_and_all_else_more():
+def test_the_even_lesson_has_things_less_often_and_the_kinds_beside_them_more():
     things, evenly = LESSONS["codes-things"].times, LESSONS["codes-evenly"].times
     assert evenly(single()) == 7
+    assert evenly({**single(), "kind": "hue"}) == 3
     assert evenly(single(group="symbols")) == 1.5
     for kind in ("bg", "badge", "glyph", "char", "pair", "cpair", "count"):
         assert things({"kind": kind}) < evenly({"kind": kind}) <= 1
