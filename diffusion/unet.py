@@ -62,8 +62,6 @@ class UNetConfig:
         emb_output_dims: channels that map adds to the bottleneck.
         null_embedding: whether it has a learned vector in place of an absent map, for classifier-free guidance.
         low_res: it also sees a rough or smaller version of the picture, stretched, beside its noisy input.
-        patch_size: pixels a side that the first convolution takes as one place, and the last one puts out: wide
-            levels at the price of narrow ones (arXiv:2207.04316). `channel_mult` begins at that size.
         use_checkpoint: recompute activations in the backward pass: slower, in far less memory.
     """
 
@@ -85,15 +83,12 @@ class UNetConfig:
     emb_output_dims: int = 512
     null_embedding: bool = False
     low_res: bool = False
-    patch_size: int = 1
     use_checkpoint: bool = False
 
     def __post_init__(self) -> None:
         if not self.channel_mult and self.image_size not in CHANNEL_MULTS:
             sizes = ", ".join(map(str, sorted(CHANNEL_MULTS)))
             raise ConfigError(f"image_size {self.image_size} has no usual layout ({sizes} have); give channel_mult")
-        if self.patch_size < 1 or self.image_size % self.patch_size:
-            raise ConfigError(f"patch_size is {self.patch_size}; it must divide image_size, {self.image_size}")
         if self.null_embedding and self.emb_input_dims is None:
             raise ConfigError("null_embedding stands for an absent embedding map; set emb_input_dims too")
         bottleneck = self.widths[-1] + (self.emb_output_dims if self.emb_input_dims else 0)
@@ -111,23 +106,18 @@ class UNetConfig:
         return tuple(int(mult * self.num_channels) for mult in self.channel_mult or CHANNEL_MULTS[self.image_size])
 
     @property
-    def stride(self) -> int:
-        """Pixels a side that become one place of the bottleneck: 32 in the 256 layout."""
-        return self.patch_size * 2 ** (len(self.widths) - 1)
-
-    @property
     def input_channels(self) -> int:
-        """Channels of the first convolution: a patch of the noisy picture, and of the second one that it may see."""
-        return self.patch_size**2 * (2 * self.in_channels if self.low_res else self.in_channels)
+        """Channels of the first convolution: of the noisy picture, and of the second one that it may see."""
+        return 2 * self.in_channels if self.low_res else self.in_channels
 
     @property
     def out_channels(self) -> int:
-        """Channels of the last convolution: a patch of the output."""
-        return self.patch_size**2 * (2 * self.in_channels if self.learn_sigma else self.in_channels)
+        """Channels of the output."""
+        return 2 * self.in_channels if self.learn_sigma else self.in_channels
 
     def attends(self, level: int) -> bool:
-        """Whether the level whose pictures are `image_size / patch_size / 2**level` has attention."""
-        return self.patch_size * 2**level in {self.image_size // size for size in self.attention_resolutions}
+        """Whether the level whose pictures are `image_size / 2**level` has attention."""
+        return 2**level in {self.image_size // size for size in self.attention_resolutions}
 
     def heads(self, channels: int) -> int:
         """Attention heads at a width of `channels`."""
@@ -163,7 +153,7 @@ class UNet(nn.Module):
     @property
     def stride(self) -> int:
         """What H and W must be multiples of: 32 in the 256 layout."""
-        return self.config.stride
+        return 2 ** (len(self.config.widths) - 1)
 
     def forward(
         self,
@@ -190,7 +180,7 @@ class UNet(nn.Module):
         if labels is not None:
             emb = emb + self.label_emb(labels)
         h = x if low_res is None else torch.cat([x, stretch(low_res.to(x), x.shape[2], x.shape[3])], dim=1)
-        h = F.pixel_unshuffle(h.to(self.dtype), self.config.patch_size)
+        h = h.to(self.dtype)
         skips = []
         for block in self.input_blocks:
             h = block(h, emb)
@@ -199,7 +189,7 @@ class UNet(nn.Module):
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         norm, _, last = self.out
-        return F.pixel_shuffle(last(silu(norm(h.float()))), self.config.patch_size)
+        return last(silu(norm(h.float())))
 
     def null_embeddings(self, like: Tensor) -> Tensor:
         """The map (B, D, h, w) that stands for no condition, of the shape of `like`.

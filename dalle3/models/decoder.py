@@ -77,7 +77,7 @@ class DecoderConfig:
     @property
     def pixels_per_code(self) -> int:
         """Pixels along a side that one code becomes: 16 in the 256 layout."""
-        return self.unet.stride // 2
+        return 2 ** (len(self.unet.widths) - 1) // 2
 
     @property
     def image_grid(self) -> int:

@@ -58,8 +58,6 @@ def test_a_decoder_and_an_upsampler_train_by_one_command_each(tmp_path, pictures
     assert train("diffusion", "low_res", out=tmp_path / "decoder", vae_path=vae, **seeing, **flags) == 0
     assert json.loads((tmp_path / "decoder" / "step-00000002" / "config.json").read_text())["config"]["spread"] == 0.1
     assert train("upsampler", out=tmp_path / "upsampler", small_size=4, channel_mult="1,1", **flags) == 0
-    patched = {"channel_mult": "1,1", "patch_size": 2, "code_noise": 0.1}
-    assert train("diffusion", out=tmp_path / "patched", vae_path=vae, **{**flags, **patched}) == 0
     assert (tmp_path / "decoder" / "step-00000002" / "codec" / "model.safetensors").is_file()
     assert (tmp_path / "upsampler" / "samples" / "step-00000002.png").is_file()
     changed = {**flags, "resume": "auto", "prediction": "v"}

@@ -112,18 +112,6 @@ def test_a_conditioned_network_can_see_a_second_picture():
         network(x, told, embeddings=embeddings)
 
 
-def test_patches_are_channels_of_a_smaller_picture():
-    patched = make(replace(CONDITIONED, patch_size=2, image_size=64))
-    plain = make(replace(CONDITIONED, in_channels=12, image_size=32))
-    assert patched.stride == 2 * plain.stride
-    plain.load_state_dict(patched.state_dict())
-    x, embeddings = inputs(16, 12)
-    told = {"timesteps": torch.tensor([5.0]), "embeddings": embeddings[:, :, ::2, ::2].contiguous()}
-    whole = torch.nn.functional.pixel_shuffle(plain(torch.nn.functional.pixel_unshuffle(x, 2), **told), 2)
-    assert relative_error(patched(x, **told), whole) < 1e-6
-    assert patched(x, **told).shape == (2, 6, 16, 12)
-
-
 def test_an_untrained_network_predicts_nothing():
     x, _ = inputs()
     assert not UNet(TINY)(x, torch.tensor([5.0])).any()
@@ -174,8 +162,6 @@ def test_sizes_and_conditions_that_do_not_fit_are_refused(config, changes, messa
         ({"num_channels": 40}, "must be a multiple of 32"),
         ({"num_heads": 5}, "attention heads must divide"),
         ({"null_embedding": True}, "set emb_input_dims too"),
-        ({"patch_size": 3}, "patch_size is 3; it must divide image_size, 64"),
-        ({"patch_size": 0}, "patch_size is 0; it must divide image_size, 64"),
     ],
 )
 def test_layouts_that_cannot_be_are_refused(changes, message):

@@ -23,7 +23,6 @@ from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.nn.lora import Adapters
 from dalle3.sampling import Sampling
 from dalle3.tokenizers.base import Tokenizer
-from dalle3.train.misread import misread
 from dalle3.train.task import Metrics, Preview, to_pil, to_unit
 from dalle3.train.tasks.captions import caption_rows, drop_rows
 
@@ -46,6 +45,18 @@ class DalleTaskConfig:
         for name in ("caption_dropout", "code_noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+
+
+def misread(codes: Tensor, most: float, vocabulary: int, *, rng: torch.Generator) -> Tensor:
+    """Codes (B, h, w) with some of them any of the vocabulary; which part is uniform in [0, `most`] for each picture.
+
+    A model that draws reads its own mistakes, of which pictures alone teach it nothing (exposure bias; scheduled
+    sampling, arXiv:1506.03099, is a costlier cure). And codes that cannot be trusted leave more to the caption.
+    """
+    parts = most * torch.rand(len(codes), *[1] * (codes.ndim - 1), generator=rng)
+    wrong = torch.rand(codes.shape, generator=rng) < parts
+    others = torch.randint(vocabulary, codes.shape, generator=rng)
+    return torch.where(wrong.to(codes.device), others.to(codes.device), codes)
 
 
 class DalleObjective(nn.Module):

@@ -18,7 +18,6 @@ from dalle3.config import option
 from dalle3.errors import ConfigError
 from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, enlarged
 from dalle3.models.image_tokenizer import ImageTokenizer
-from dalle3.train.misread import misread
 from dalle3.train.tasks.denoising import Condition, DenoisingConfig, DenoisingObjective, DenoisingTask
 from diffusion.process import Network, Process
 
@@ -38,18 +37,11 @@ class DiffusionTaskConfig(DenoisingConfig):
         help="train on a random part of each picture, so many pixels a side, at whole codes: the decoder of large "
         "pictures at the price of small ones (default: the whole picture)",
     )
-    code_noise: float = option(
-        0.0,
-        help="read up to this part of every picture's codes wrongly, so that the decoder learns to mend what a DALLE "
-        "draws; 0: none",
-    )
 
     def __post_init__(self) -> None:
-        """Raises ConfigError unless the parts are in [0, 1) and [0, 1]."""
+        """Raises ConfigError unless the part is in [0, 1)."""
         if not 0 <= self.emb_dropout < 1:
             raise ConfigError(f"emb_dropout is {self.emb_dropout}; it must be at least 0 and below 1")
-        if not 0 <= self.code_noise <= 1:
-            raise ConfigError(f"code_noise is {self.code_noise}; it must be between 0 and 1")
 
 
 class DecoderObjective(DenoisingObjective):
@@ -100,16 +92,11 @@ class DiffusionTask(DenoisingTask):
         self._codec_checkpoint = Checkpoint(kind=codec.kind, config=codec.config, state=codec.state_dict())
 
     def condition(self, images: Tensor, *, rng: torch.Generator | None) -> Condition:
-        """What the decoder is told of pictures (B, 3, H, W) in [0, 1], their codes, and which are withheld (B,).
-
-        Codes read wrongly are the conditioning augmentation of cascaded diffusion (arXiv:2106.15282, section 4.2).
-        """
+        """What the decoder is told of pictures (B, 3, H, W) in [0, 1], their codes, and which are withheld (B,)."""
         codes = self.codes(images)
         withheld = torch.zeros(len(images), dtype=torch.bool)
         if rng is not None:
             withheld = torch.rand(len(images), generator=rng) < self.config.emb_dropout
-            if noise := self.config.code_noise:
-                codes = misread(codes, noise, self.codec.num_tokens, rng=rng)
         told = self.model.conditions(self.codec, codes)
         return {**told, "withheld": withheld.to(images.device), "codes": codes}
 
@@ -177,8 +164,7 @@ def check_codec(config: DecoderConfig, codec: ImageTokenizer, task: DiffusionTas
     if config.pixels_per_code < codec.factor or config.pixels_per_code % codec.factor:
         raise ConfigError(
             f"{len(unet.widths)} levels make {config.pixels_per_code} pixels of a code, but the image tokenizer reads "
-            f"{codec.factor}; the first must be a multiple of the second: each level of channel_mult doubles it, and "
-            "patch_size multiplies it"
+            f"{codec.factor}; the first must be a multiple of the second: each level of channel_mult doubles it"
         )
     stride = 2 * config.pixels_per_code
     if unet.image_size % stride:
