@@ -268,15 +268,19 @@ def _write_weights(state: dict[str, Tensor], path: Path, *, dtype: torch.dtype |
     once: dict[tuple, str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in state.items():
-        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
-        if tensor.numel() and once.setdefault(place, name) != name:
-            aliases[name] = once[place]
+        if tensor.numel() and once.setdefault(place_of(tensor), name) != name:
+            aliases[name] = once[place_of(tensor)]
     tensors = {name: _whole(_cast(tensor, dtype)) for name, tensor in state.items() if name not in aliases}
     metadata = {"format": "pt", **({"aliases": json.dumps(aliases)} if aliases else {})}
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:  # safetensors' own type, whatever the disk said
         raise OutputError(f"{path} was not written: {error}") from error
+
+
+def place_of(tensor: Tensor) -> tuple:
+    """Where a tensor's numbers lie and how they are read: the same for two names of one tensor."""
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
 def _whole(tensor: Tensor) -> Tensor:

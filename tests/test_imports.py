@@ -16,7 +16,7 @@ RANKS = (
     {"nn", "sampling"},
     {"tokenizers", "models"},
     {"checkpoint", "convert"},
-    {"decoding", "rerank", "data"},
+    {"decoding", "rerank", "data", "average"},
     {"train", "evaluate"},
     {"output", "inputs"},
     {"steering"},

@@ -21,6 +21,7 @@ COMMANDS = {
     "sheet": "put all pictures of a folder of outputs on one contact sheet",
     "inspect": "say what a checkpoint file is, without executing anything in it",
     "convert": "write any checkpoint as a dalle3 folder",
+    "average": "write the mean of several trainings' weights",
     "pack": "put the parts of a model into one folder, small enough to ship",
     "train": "train a model on your own pictures",
     "encode": "turn a data set into shards of codes, to train a DALLE on",

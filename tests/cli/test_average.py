@@ -1,0 +1,123 @@
+"""The mean of several trainings' weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+import dalle3
+from dalle3.checkpoint import Checkpoint, build, read_folder, save_checkpoint
+from dalle3.cli import main
+from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.sampling import Recommended
+from tests import tiny
+
+
+def ends(folder: Path, checkpoint: Checkpoint, number: int = 3, **kept) -> list[Path]:
+    """So many checkpoints, each an equal step further than the one before."""
+    paths = [folder / f"end-{place}" for place in range(number)]
+    for place, path in enumerate(paths):
+        moved = {name: tensor + place for name, tensor in checkpoint.state.items()}
+        save_checkpoint(dataclasses.replace(checkpoint, state=moved, training={"step": place}), path, **kept)
+    return paths
+
+
+def average(out: Path, paths: list[Path]) -> int:
+    return main(["average", str(out), *map(str, paths)])
+
+
+def complaint(capsys) -> str:
+    """What was said of a mistake, in one line."""
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_every_weight_is_the_mean(tmp_path, capsys):
+    codec = tiny.codec()
+    assert average(tmp_path / "mean", ends(tmp_path, codec)) == 0
+    found = read_folder(tmp_path / "mean")
+    assert found.state.keys() == codec.state.keys()
+    for name, tensor in codec.state.items():
+        torch.testing.assert_close(found.state[name], tensor + 1)
+    assert "mean of 3 models, discrete_vae" in capsys.readouterr().out
+
+
+def test_the_mean_of_weights_in_half_the_bytes_is_rounded_once(tmp_path):
+    codec = tiny.codec()
+    for path, number in ((tmp_path / "low", 256), (tmp_path / "high", 258)):
+        codec.state = {name: torch.full_like(tensor, number) for name, tensor in codec.state.items()}
+        save_checkpoint(codec, path, dtype=torch.bfloat16)
+    assert average(tmp_path / "mean", [*3 * [tmp_path / "low"], *5 * [tmp_path / "high"]]) == 0
+    (number,) = {tensor.unique().item() for tensor in read_folder(tmp_path / "mean").state.values()}
+    assert number == 258  # nearest to 257.25; sums in bfloat16 end at 2048, of which an eighth is 256
+
+
+def test_a_mean_draws_with_all_that_lies_beside_the_first(tmp_path):
+    model = tiny.dalle(image_codec=tiny.codec())
+    model.recommended = Recommended(cond_scale=2.0, best_of=8)
+    assert average(tmp_path / "mean", ends(tmp_path, model, tokenizer=tiny.tokenizer())) == 0
+    found = read_folder(tmp_path / "mean")
+    assert found.training is None
+    assert found.recommended == Recommended(cond_scale=2.0)  # no CLIP is there to choose the best of 8
+    assert dalle3.load(tmp_path / "mean").generate("a red circle", n=1, seed=0)[0].codes.shape == (4, 4)
+
+
+def test_weights_shared_by_layers_stay_shared(tmp_path):
+    base = tiny.dalle(image_codec=None).config
+    config: DalleConfig = dataclasses.replace(base, shared_attn_ids=(0, 0), shared_ff_ids=(0, 0))
+    paths = [tmp_path / name for name in "ab"]
+    for seed, path in enumerate(paths):
+        save_checkpoint(tiny.checkpoint("dalle", config, Dalle, seed=seed), path)
+    assert average(tmp_path / "mean", paths) == 0
+    network = build(read_folder(tmp_path / "mean"), device=torch.device("cpu"))
+    names = dict(network.named_parameters(remove_duplicate=False))
+    assert names["transformer.layers.0.1.fn.down.weight"] is names["transformer.layers.1.1.fn.down.weight"]
+
+
+def test_one_model_has_no_mean(tmp_path, capsys):
+    assert average(tmp_path / "mean", ends(tmp_path, tiny.codec(), 1)) == 2
+    assert "name two models or more" in complaint(capsys)
+
+
+def test_models_of_different_makes_have_no_mean(tmp_path, capsys):
+    (own,) = ends(tmp_path, tiny.codec(), 1)
+    others = {
+        "another kind (clip)": tiny.clip(),
+        "another configuration (num_tokens)": tiny.codec(num_tokens=2 * tiny.CODES),
+    }
+    for number, (what, other) in enumerate(others.items()):
+        save_checkpoint(other, tmp_path / f"other-{number}")
+        assert average(tmp_path / "mean", [own, tmp_path / f"other-{number}"]) == 2
+        assert what in complaint(capsys)
+    assert not (tmp_path / "mean").exists()
+
+
+def test_dalles_of_different_tokenizers_have_no_mean(tmp_path, capsys):
+    for seed in (0, 1):
+        save_checkpoint(tiny.dalle(image_codec=tiny.codec(seed=seed)), tmp_path / f"codes-{seed}")
+    assert average(tmp_path / "mean", [tmp_path / "codes-0", tmp_path / "codes-1"]) == 2
+    assert "another image tokenizer" in complaint(capsys)
+    paths = ends(tmp_path, tiny.dalle(image_codec=tiny.codec()), 2, tokenizer=tiny.tokenizer())
+    words = paths[1] / "tokenizer.json"
+    words.write_text(words.read_text().replace('"great"', '"grand"'))
+    assert average(tmp_path / "mean", paths) == 2
+    assert "another text tokenizer" in complaint(capsys)
+
+
+def test_what_is_there_already_is_not_written_over(tmp_path, capsys):
+    paths = ends(tmp_path, tiny.codec(), 2)
+    before = (paths[0] / "model.safetensors").read_bytes()
+    assert average(paths[0], paths) == 2
+    assert str(paths[0]) in complaint(capsys)
+    assert (paths[0] / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
+def test_a_model_without_a_file_is_named(tmp_path, capsys, missing):
+    paths = ends(tmp_path, tiny.codec(), 2)
+    (paths[1] / missing).unlink()
+    assert average(tmp_path / "mean", paths) == 2
+    assert str(paths[1]) in complaint(capsys)
