@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 import torch
 
-from dalle3.checkpoint import Checkpoint, build, describe_codec
+from dalle3.checkpoint import Checkpoint, build, describe_codec, network_class
 from dalle3.config import option
 from dalle3.convert.lora import base_of, is_adapter, joined
 from dalle3.convert.roles import CODEC, DALLE, LORA, read_as
@@ -163,18 +163,34 @@ def read_dalle(path: Path, adapter: Path | None, *, scale: float) -> Checkpoint:
 
 
 def check_codec(dalle: Checkpoint, codec: Checkpoint, *, dalle_path: Path, codec_path: Path) -> None:
-    """Raises CheckpointError, naming each number that differs, unless `dalle` speaks the codes of `codec`."""
-    config: DalleConfig = dalle.config
-    found = describe_codec(codec, grid=config.image_grid)
-    expected = {**found, **(dalle.codec_info or {}), "vocab": config.num_image_tokens, "grid": config.image_grid}
-    differing = [
-        f"{key} {_short(expected[key])}, not {_short(found[key])}" for key in found if expected[key] != found[key]
-    ]
-    if differing:
+    """Raises CheckpointError, naming each number that differs, unless `dalle` speaks the codes of `codec`.
+
+    It does where it was trained with `codec`, or with one that lies beside it and makes the same codes of pictures.
+    """
+    differing = _differences(dalle, codec)
+    makes_the_same = dalle.codec is not None and not _differences(dalle, dalle.codec) and same_codes(dalle.codec, codec)
+    if differing and not makes_the_same:
         raise CheckpointError(
             f"{dalle_path} and {codec_path} do not belong together: the DALLE was trained with an image tokenizer "
             f"of {'; '.join(differing)}. Pass the one it was trained with as --vae_path"
         )
+
+
+def same_codes(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two image tokenizers differ at most in how they draw codes: one may be the other with a finer decoder."""
+    if one.kind != other.kind or one.config != other.config or one.state.keys() != other.state.keys():
+        return False
+    drawing = tuple(f"{part}." for part in network_class(one.kind).drawing_parts)
+    names = (name for name in one.state if not name.startswith(drawing))
+    return all(torch.equal(one.state[name].double(), other.state[name].double()) for name in names)
+
+
+def _differences(dalle: Checkpoint, codec: Checkpoint) -> list[str]:
+    """In what an image tokenizer is not the one that a DALLE was trained with."""
+    config: DalleConfig = dalle.config
+    found = describe_codec(codec, grid=config.image_grid)
+    expected = {**found, **(dalle.codec_info or {}), "vocab": config.num_image_tokens, "grid": config.image_grid}
+    return [f"{key} {_short(expected[key])}, not {_short(found[key])}" for key in found if expected[key] != found[key]]
 
 
 def check_tokenizer(config: DalleConfig, tokenizer: Tokenizer, *, dalle_path: Path) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import importlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,8 +200,8 @@ def blank(kind: str, config: Any) -> nn.Module:
         return network_class(kind)(config)
 
 
-def network_class(kind: str) -> Callable[[Any], nn.Module]:
-    """What makes the network of a kind, a key of `KINDS`, of its configuration."""
+def network_class(kind: str) -> type[Any]:
+    """The network of a kind, a key of `KINDS`, made from its configuration."""
     module_name, _, name = KINDS[kind]
     return getattr(importlib.import_module(module_name), name)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -272,6 +273,27 @@ def test_an_image_tokenizer_with_other_weights_is_refused(tmp_path, folder):
     tiny.save_checkpoint(tiny.codec(seed=1), tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"do not belong together.*sha256 [0-9a-f]+, not [0-9a-f]+"):
         dalle3.load(folder, vae=tmp_path / "other")
+
+
+def test_an_image_tokenizer_of_the_same_codes_draws_in_its_own_way(tmp_path, folder):
+    finer = tiny.codec()
+    for name in finer.state:
+        if name.startswith(("decoder.", "codebook.")):
+            finer.state[name] = finer.state[name] + 0.1
+    tiny.save_checkpoint(finer, tmp_path / "finer")
+    own, other = (dalle3.load(folder, vae=vae).generate(PROMPT, n=1, seed=0)[0] for vae in (None, tmp_path / "finer"))
+    assert np.array_equal(own.codes, other.codes)
+    assert not np.array_equal(np.asarray(own.image), np.asarray(other.image))
+
+
+def test_what_lies_beside_a_dalle_by_mistake_vouches_for_nothing(tmp_path):
+    tiny.write_model(tmp_path / "model")
+    stranger = tiny.codec(seed=1)
+    shutil.rmtree(tmp_path / "model" / "codec")
+    tiny.save_checkpoint(stranger, tmp_path / "model" / "codec")
+    tiny.save_checkpoint(stranger, tmp_path / "again")
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        dalle3.load(tmp_path / "model", vae=tmp_path / "again")
 
 
 def test_a_tokenizer_of_another_size_is_refused(tmp_path, folder):

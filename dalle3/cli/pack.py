@@ -15,7 +15,7 @@ from dalle3.assemble_decoder import DECODER_FOLDER, check_conditions
 from dalle3.checkpoint import Checkpoint, describe_codec, write_checkpoint
 from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, option
-from dalle3.convert.roles import CLIP, DALLE, DECODER, read_as
+from dalle3.convert.roles import CLIP, CODEC, DALLE, DECODER, read_as
 from dalle3.decode_request import DecodeSettings
 from dalle3.errors import CheckpointError, ConfigError, OutputError
 from dalle3.files import whole_folder
@@ -34,6 +34,9 @@ class PackConfig:
     """What is packed, and how small."""
 
     dalle_path: Path = option(help="the DALLE, with its image tokenizer and its text tokenizer")
+    vae_path: Path | None = option(
+        None, help="an image tokenizer to take the place of the DALLE's, of which it is one with a finer decoder"
+    )
     clip: Path | None = option(None, help="a CLIP to rank with")
     decoder: Path | None = option(None, help="a diffusion decoder of the same image tokenizer")
     dtype: Literal["float32", "bfloat16", "float16"] = option(
@@ -109,11 +112,12 @@ def read_parts(config: PackConfig, *, draws: Recommended, decodes: DecodesBest) 
             f"{config.dalle_path} does not hold its image tokenizer and its text tokenizer; `dalle3 convert` puts them "
             "beside a DALLE"
         )
-    codec = dalle.codec
-    check_codec(dalle, codec, dalle_path=config.dalle_path, codec_path=config.dalle_path)
+    codec_path = config.vae_path or config.dalle_path
+    codec = read_as(codec_path, CODEC, flag="--vae_path") if config.vae_path else dalle.codec
+    check_codec(dalle, codec, dalle_path=config.dalle_path, codec_path=codec_path)
     decoder = config.decoder and read_as(config.decoder, DECODER, flag="--decoder")
     if decoder and config.decoder:
-        check_conditions(decoder, codec, path=config.decoder, codec_path=config.dalle_path)
+        check_conditions(decoder, codec, path=config.decoder, codec_path=codec_path)
     elif decodes != DecodesBest():
         raise ConfigError("--steps, --sampler and --guidance_scale are for a decoder; name it with --decoder")
     clip = config.clip and read_as(config.clip, CLIP, flag="--clip")

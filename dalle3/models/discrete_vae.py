@@ -8,6 +8,7 @@ D its width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,6 +20,8 @@ from dalle3.config import option
 from dalle3.errors import ConfigError
 from dalle3.models.gumbel import gumbel_noise, gumbel_softmax, mix
 from dalle3.models.image_tokenizer import check_codes, check_images
+
+Distance = Callable[[Tensor, Tensor], Tensor]  # of two pictures: a scalar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,7 @@ class DiscreteVAE(nn.Module):
     """DALLE-pytorch's DiscreteVAE."""
 
     kind = "discrete_vae"
+    drawing_parts: tuple[str, ...] = ("decoder", "codebook")
 
     def __init__(self, config: DiscreteVAEConfig) -> None:
         super().__init__()
@@ -141,8 +145,18 @@ class DiscreteVAE(nn.Module):
         """Logits (B, V, h, w), float32, of normalised pictures (B, 3, H, W)."""
         return self.encoder(normalised.to(self.codebook.weight.dtype)).float()
 
+    @property
+    def distance(self) -> Distance:
+        """How far redrawn pictures are from theirs, both normalised."""
+        return F.smooth_l1_loss if self.config.smooth_l1_loss else F.mse_loss
+
     def loss(
-        self, images: Tensor, noise: torch.Generator | Tensor, *, temperature: float | None = None
+        self,
+        images: Tensor,
+        noise: torch.Generator | Tensor,
+        *,
+        temperature: float | None = None,
+        distance: Distance | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss of pictures, a scalar, and its parts `reconstruction_loss`, `kl_div` and `reconstruction`.
 
@@ -154,6 +168,7 @@ class DiscreteVAE(nn.Module):
             images: (B, 3, H, W) in [0, 1].
             noise: what Gumbel noise is drawn from, or the noise, (B, V, h, w).
             temperature: of the Gumbel-softmax, above 0; None is the configuration's.
+            distance: of the reconstruction from the picture; None is `distance`.
         Raises:
             ImageError: H or W is not a multiple of `factor`.
         """
@@ -163,8 +178,8 @@ class DiscreteVAE(nn.Module):
         temperature = self.config.temperature if temperature is None else temperature
         weights = self._sample(logits, gumbel_noise(logits, noise), temperature)
         reconstruction = self.decoder(mix(weights, self.codebook.weight))
-        distance = F.smooth_l1_loss if self.config.smooth_l1_loss else F.mse_loss
-        parts = {"reconstruction_loss": distance(reconstruction, target), "kl_div": _divergence_from_uniform(logits)}
+        error = (distance or self.distance)(reconstruction, target)
+        parts = {"reconstruction_loss": error, "kl_div": _divergence_from_uniform(logits)}
         loss = parts["reconstruction_loss"] + self.config.kl_div_loss_weight * parts["kl_div"]
         return loss, {**parts, "reconstruction": reconstruction}
 

@@ -20,6 +20,7 @@ class ImageTokenizer(Protocol):
     embed_dim: int  # D
     factor: int  # pixels per code along a side
     image_size: int  # the side in pixels it was made for
+    drawing_parts: tuple[str, ...]  # those that only turn codes into pictures: others may mean the same codes
 
     def encode(self, images: Tensor) -> Tensor:
         """The codes (B, h, w), int64, of pictures (B, 3, H, W) in [0, 1] of any floating type.

@@ -111,6 +111,7 @@ class OpenAIDiscreteVAE(nn.Module):
     """OpenAI's dVAE. It ships without training code; the encoder and decoder are inference networks here."""
 
     kind = "openai_dvae"
+    drawing_parts: tuple[str, ...] = ("dec",)
 
     def __init__(self, config: OpenAIDiscreteVAEConfig) -> None:
         super().__init__()

@@ -125,6 +125,7 @@ class VQGAN(_Tokenizer):
     """Taming's VQModel."""
 
     kind = "vqgan"
+    drawing_parts: tuple[str, ...] = ("decoder", "post_quant_conv")
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__(config)
@@ -184,6 +185,7 @@ class GumbelVQ(_Tokenizer):
     """Taming's GumbelVQ, the image tokenizer of DALL-3."""
 
     kind = "gumbel_vq"
+    drawing_parts: tuple[str, ...] = ("decoder", "post_quant_conv", "quantize.embed")
 
     def __init__(self, config: GumbelVQConfig) -> None:
         super().__init__(config)

@@ -1,9 +1,9 @@
 """`python -m recipes.picto.train --data data/picto --size full --minutes 21`: all four models, from data to a folder.
 
-Trains image tokenizer and CLIP, encodes the pictures, trains DALLE and decoder, and packs them, by commands of `dalle3`
-that it prints. `--minutes` is what training may take in all; `--this_call` ends a call earlier. Called again, it goes
-on where it was. The sizes are in `sizes/`, with the flags of every command, and the phases of a part that has some:
-shares of its time with a source or flags of their own.
+Trains image tokenizer and CLIP, then how the image tokenizer draws its codes, encodes the pictures, trains DALLE and
+decoder, and packs them, by commands of `dalle3` that it prints. `--minutes` is what training may take in all;
+`--this_call` ends a call earlier. Called again, it goes on where it was. The sizes are in `sizes/`, with the flags of
+every command, and the phases of a part that has some: shares of its time with a source or flags of their own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ FLAGS = {"dalle": "--dalle_path", "clip": "--clip", "decoder": "--decoder"}  # o
 CODES, PICTURES = "codes", "pictures"
 SOURCES = (CODES, *LESSONS, PICTURES)
 PART = {"train", "share", "flags"}  # what a size says of each part
-STAGES = (("codec", "clip"), ("dalle", "decoder"))  # what is in one needs only what is in those before
+STAGES = (("codec", "clip"), ("finish",), ("dalle", "decoder"))  # what is in one needs only what is in those before
+FINISH = "finish"  # the image tokenizer once more, its codes as they are; a size may do without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,8 @@ class Plan:
         """The flags of what a part needs of those before it."""
         if name == "codec":
             return []
+        if name == FINISH:
+            return ["--init_from", str(self.run("codec").checkpoint)]
         words = ["--bpe_path", str(self.out / "words" / "tokenizer.json"), "--hug"]
         if name == "clip":
             return words
@@ -142,7 +145,7 @@ def carry_out(plan: Plan, *, together: bool, workers: int, until: float, stop: t
     """Goes through the stages; the exit code."""
     learn_words(plan)
     for stage in STAGES:
-        if stage == STAGES[1]:
+        if stage == STAGES[-1]:
             freeze_codec(plan)
             encode(plan, processes=max(1, workers))
             prepare_lessons(plan)
@@ -156,7 +159,8 @@ def carry_out(plan: Plan, *, together: bool, workers: int, until: float, stop: t
 
 def grouped(plan: Plan, stage: Sequence[str], *, together: bool) -> Iterator[list[Run]]:
     """The unfinished trainings of a stage, each alone, or all side by side with the time of all."""
-    runs = [plan.run(name) for name in stage if name != "codec" or not plan.codec.is_dir()]
+    frozen = ("codec", FINISH) if plan.codec.is_dir() else ()
+    runs = [plan.run(name) for name in stage if name in plan.size["parts"] and name not in frozen]
     if not together:
         yield from ([run] for run in runs if not run.finished)
         return
@@ -190,10 +194,9 @@ def captions(data: Path) -> Iterator[str]:
 def freeze_codec(plan: Plan) -> None:
     """Sets aside the image tokenizer that the codes are made by."""
     if not plan.codec.is_dir():
+        last = plan.run(FINISH if FINISH in plan.size["parts"] else "codec").checkpoint
         with whole_folder(plan.codec) as partial:
-            shutil.copytree(
-                plan.run("codec").checkpoint, partial, ignore=shutil.ignore_patterns("train"), dirs_exist_ok=True
-            )
+            shutil.copytree(last, partial, ignore=shutil.ignore_patterns("train"), dirs_exist_ok=True)
 
 
 def encode(plan: Plan, *, processes: int) -> None:
@@ -238,7 +241,7 @@ def read_size(name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"--size {name}: {path} cannot be read as JSON ({error})") from None
     if not _whole(size):
-        parts = ", ".join(part for stage in STAGES for part in stage)
+        parts = ", ".join(_needed())
         raise ConfigError(
             f"--size {name}: {path} needs words, and parts for {parts} with {', '.join(sorted(PART))}, "
             f"as {SIZES / 'small.json'} has"
@@ -249,9 +252,14 @@ def read_size(name: str) -> dict[str, Any]:
 def _whole(size: Any) -> bool:
     """Whether a size says of each part what `Plan` reads."""
     try:
-        return "words" in size and all(size["parts"][part].keys() >= PART for stage in STAGES for part in stage)
+        parts = size["parts"]
+        return "words" in size and all(parts[name].keys() >= PART for name in (*_needed(), *{FINISH} & parts.keys()))
     except (AttributeError, KeyError, TypeError):
         return False
+
+
+def _needed() -> list[str]:
+    return [name for stage in STAGES for name in stage if name != FINISH]
 
 
 def check_phases(name: str, phases: list[dict[str, Any]]) -> None:

@@ -176,6 +176,21 @@ def test_a_decoder_of_another_image_tokenizer_is_refused(parts, assets, capsys, 
     assert "do not belong together" in capsys.readouterr().err
 
 
+def test_an_image_tokenizer_with_a_finer_decoder_takes_the_place_of_the_dalles(parts, tmp_path, capsys):
+    finer, decoder = tiny.codec(), tiny.decoder()
+    finer.state = {name: tensor + name.startswith("decoder.") for name, tensor in finer.state.items()}
+    save_checkpoint(finer, tmp_path / "finer")
+    line = f"{tmp_path}/out --dalle_path {parts}/dalle --vae_path {tmp_path}/finer"
+    assert main(["pack", *shlex.split(f"{line} --decoder {parts}/decoder")]) == 2  # it was trained on other pictures
+    assert "do not belong together" in capsys.readouterr().err
+    decoder.codec = finer
+    save_checkpoint(decoder, tmp_path / "decoder")
+    assert main(["pack", *shlex.split(f"{line} --decoder {tmp_path}/decoder")]) == 0
+    codec = read_folder(tmp_path / "out" / "codec").state
+    assert all(torch.equal(codec[name], tensor.to(torch.bfloat16)) for name, tensor in finer.state.items())
+    assert dalle3.load(tmp_path / "out").generate("a red circle", n=1, seed=0)[0].codes is not None
+
+
 def test_the_packed_image_tokenizer_is_known_by_its_new_hash(parts, assets):
     pack(parts, assets / "picto")
     model, decoder = read_folder(assets / "picto"), read_folder(assets / "picto" / "decoder")

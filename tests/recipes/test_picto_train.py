@@ -21,7 +21,19 @@ from dalle3.cli import train as train_command
 from dalle3.errors import ConfigError, DataError, TrainingError
 from recipes.picto import schedule
 from recipes.picto.schedule import Phase, Run, call_all, train
-from recipes.picto.train import SIZES, STAGES, Plan, as_flags, captions, grouped, main, pack, pattern, read_size
+from recipes.picto.train import (
+    SIZES,
+    STAGES,
+    Plan,
+    as_flags,
+    captions,
+    freeze_codec,
+    grouped,
+    main,
+    pack,
+    pattern,
+    read_size,
+)
 
 # A stand-in for `dalle3 train`: its argument says how it behaves. It says what dalle3 says.
 WORKER = """
@@ -116,11 +128,11 @@ def dalle(data: Path, *phases: dict[str, Any], **parts: Any) -> Plan:
     return Plan(data=data, out=data.parent / "runs", size=size, minutes=10, shared=(), **parts)
 
 
-def trained(made: Plan) -> Plan:
-    """A plan whose parts have a checkpoint each."""
-    for name in ("dalle", "clip", "decoder"):
-        (made.run(name).folder / "step-00000001").mkdir(parents=True)
-        (made.run(name).folder / "step-00000001" / "config.json").touch()
+def trained(made: Plan, *names: str) -> Plan:
+    """A plan of which the parts that are named have a checkpoint each; all that are packed, where none is."""
+    for name in names or ("dalle", "clip", "decoder"):
+        (made.out / name / "step-00000001").mkdir(parents=True)
+        (made.out / name / "step-00000001" / "config.json").write_text(name)
     return made
 
 
@@ -132,10 +144,10 @@ def forever() -> float:
 def test_every_flag_of_a_size_is_one_of_dalle3_train(size, data):
     parser = argparse.ArgumentParser(exit_on_error=False)
     train_command.add_arguments(parser)
-    for stage in STAGES:
-        for name in stage:
-            for phase in plan(data, size).run(name).phases:
-                parser.parse_args(phase.arguments[1:])
+    made = trained(plan(data, size), "codec")
+    for name in made.size["parts"]:
+        for phase in made.run(name).phases:
+            parser.parse_args(phase.arguments[1:])
 
 
 @pytest.mark.parametrize("size", sorted(path.stem for path in SIZES.glob("*.json")))
@@ -154,6 +166,22 @@ def test_an_image_tokenizer_whose_codes_are_made_is_not_trained_on(data):
     made = plan(data)
     made.codec.mkdir(parents=True)
     assert [run.name for (run,) in grouped(made, STAGES[0], together=False)] == ["clip"]
+    assert not list(grouped(made, STAGES[1], together=False))
+
+
+def test_an_image_tokenizer_that_is_finished_begins_with_the_one_before_and_takes_its_place(data):
+    made = trained(plan(data), "codec")
+    ((finish,),) = grouped(made, STAGES[1], together=False)
+    assert flag(finish.phases[0].arguments, "--init_from") == str(made.out / "codec" / "step-00000001")
+    freeze_codec(trained(made, "finish"))
+    assert (made.codec / "config.json").read_text() == "finish"
+
+
+def test_a_size_may_do_without_finishing_its_image_tokenizer(data):
+    made = trained(plan(data, "full"), "codec")
+    assert not list(grouped(made, STAGES[1], together=False))
+    freeze_codec(made)
+    assert (made.codec / "config.json").read_text() == "codec"
 
 
 def test_a_run_is_stopped_when_its_time_is_used_up_and_is_finished_then(tmp_path):
@@ -207,10 +235,9 @@ def test_runs_of_several_processes_are_stopped_and_saved_or_said_not_to_be(tmp_p
 
 
 def test_several_processes_share_the_batches_of_a_size(data):
-    alone, shared = plan(data), plan(data, processes=2)
-    for stage in STAGES:
-        for name in stage:
-            assert [2 * size for size in batch_sizes(shared.run(name))] == batch_sizes(alone.run(name))
+    alone, shared = trained(plan(data), "codec"), plan(data, processes=2)
+    for name in alone.size["parts"]:
+        assert [2 * size for size in batch_sizes(shared.run(name))] == batch_sizes(alone.run(name))
 
 
 def test_processes_that_cannot_share_a_batch_are_one_line(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Training DALLE-pytorch's discrete VAE: reconstruction, and a pull of the codes towards uniform use.
 
+Where the encoder is frozen, codes stay what they are, and the decoder learns to draw the likeliest.
+
 Shapes: B batch, H W picture in pixels, h w grid of codes, V codebook entries.
 """
 
@@ -11,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle3.checkpoint import Checkpoint
 from dalle3.config import option
 from dalle3.data.loader import Batch
 from dalle3.errors import ConfigError
-from dalle3.models.discrete_vae import DiscreteVAE
+from dalle3.models.discrete_vae import DiscreteVAE, Distance
 from dalle3.runtime import generator
 from dalle3.train.codebook import check_width, features, set_codebook, weights_of_codes
 from dalle3.train.seeds import on_device
@@ -28,8 +31,13 @@ ANNEAL_EVERY = 100  # steps between changes of the temperature, as in DALLE-pyto
 
 @dataclass(frozen=True, kw_only=True)
 class VaeTaskConfig:
-    """How soft the codes are while a discrete VAE trains."""
+    """How soft the codes are while a discrete VAE trains, and how far its pictures may be from the originals."""
 
+    l1_loss: bool = option(
+        False,
+        help="absolute instead of squared error: where a code may stand for several pictures the median of them is "
+        "drawn, with crisp edges and even grounds, not their blurred mean",
+    )
     starting_temp: float = option(1.0, help="temperature of the Gumbel-softmax at the beginning")
     temp_min: float = option(0.5, help="lowest temperature")
     anneal_rate: float = option(
@@ -54,21 +62,24 @@ class VaeTaskConfig:
 
 
 class VaeObjective(nn.Module):
-    """The loss of a discrete VAE; without codes it is that of an autoencoder."""
+    """The loss of a discrete VAE; without codes it is that of an autoencoder, with an encoder at rest its decoder's."""
 
-    def __init__(self, vae: DiscreteVAE) -> None:
+    def __init__(self, vae: DiscreteVAE, distance: Distance) -> None:
         super().__init__()
-        self.vae, self.coded = vae, True
+        self.vae, self.distance, self.coded = vae, distance, True
 
     def forward(
         self, images: Tensor, noise: torch.Generator, temperature: float, coded: bool = True
     ) -> tuple[Tensor, Metrics]:
         """The loss on pictures (B, 3, H, W) in [0, 1], and its parts."""
         self.coded = coded
-        if not coded:
-            loss = _squared_error(self.vae, images, self.vae.decoder(features(self.vae, images)))
+        vae = self.vae
+        codes_stay = not any(weights.requires_grad for weights in vae.encoder.parameters())
+        if codes_stay or not coded:
+            drawn = vae.decode_raw(vae.encode(images)) if coded else vae.decoder(features(vae, images))
+            loss = self.distance(drawn.float(), vae.normalise(images))
             return loss, {"reconstruction_loss": loss.detach()}
-        loss, parts = self.vae.loss(images, noise, temperature=temperature)
+        loss, parts = vae.loss(images, noise, temperature=temperature, distance=self.distance)
         return loss, {name: parts[name].detach() for name in ("reconstruction_loss", "kl_div")}
 
     def left_out(self) -> list[nn.Parameter]:
@@ -85,13 +96,15 @@ class VaeTask:
     def __init__(
         self, vae: DiscreteVAE, config: VaeTaskConfig, *, examples: Callable[[], Sequence[Tensor]] | None = None
     ) -> None:
-        """Raises ConfigError where the codebook shall come from k-means and cannot.
+        """Raises ConfigError where there are two kinds of error, or the codebook shall come from k-means and cannot.
 
         Args:
             examples: reads batches of pictures, uint8 (B, 3, H, W), whose features k-means gathers.
         """
         self.model, self.config, self.examples = vae, config, examples
-        self.objective: nn.Module = VaeObjective(vae)
+        self.objective: nn.Module = VaeObjective(vae, F.l1_loss if config.l1_loss else vae.distance)
+        if config.l1_loss and vae.config.smooth_l1_loss:
+            raise ConfigError("--l1_loss and --smooth_l1_loss are two kinds of error; leave one out")
         if config.kmeans_step is not None:
             assert examples is not None, "without pictures there is nothing to gather"
             check_width(vae)
@@ -130,7 +143,7 @@ class VaeTask:
 
 
 class AutoencoderObjective(nn.Module):
-    """The squared error of a discrete VAE whose codes are left out."""
+    """The error of a discrete VAE whose codes are left out."""
 
     def __init__(self, vae: DiscreteVAE) -> None:
         super().__init__()
@@ -138,26 +151,13 @@ class AutoencoderObjective(nn.Module):
         self.vae = vae
 
     def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
-        """The mean squared error of pictures (B, 3, H, W) in [0, 1], on the network's scale."""
-        return _squared_error(self.vae, images, self.vae.decoder(features(self.vae, images))), {}
+        """How far the network's pictures are from `images`, (B, 3, H, W) in [0, 1], on its scale."""
+        drawn = self.vae.decoder(features(self.vae, images)).float()
+        return self.vae.distance(drawn, self.vae.normalise(images)), {}
 
     def left_out(self) -> list[nn.Parameter]:
         """What has no part in any loss."""
         return weights_of_codes(self.vae)
-
-
-class DecoderObjective(nn.Module):
-    """The squared error of what the decoder makes of the codes; no gradient reaches the encoder."""
-
-    def __init__(self, vae: DiscreteVAE) -> None:
-        super().__init__()
-        self.vae = vae.requires_grad_(False)
-        vae.decoder.requires_grad_(True)
-        vae.codebook.requires_grad_(True)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
-        """The mean squared error of pictures (B, 3, H, W) in [0, 1], on the network's scale."""
-        return _squared_error(self.vae, images, self.vae.decode_raw(self.vae.encode(images))), {}
 
 
 class AutoencoderTask(VaeTask):
@@ -186,16 +186,8 @@ class DecoderTask(VaeTask):
     """The last stage of a quick discrete VAE: codes stay what they are, and the decoder learns to draw them."""
 
     def __init__(self, vae: DiscreteVAE) -> None:
+        vae.encoder.requires_grad_(False)
         super().__init__(vae, VaeTaskConfig())
-        self.objective = DecoderObjective(vae)
-
-    def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
-        """Pictures in [0, 1]."""
-        return {"images": to_unit(batch.content, self.model.codebook.weight.device)}
-
-
-def _squared_error(vae: DiscreteVAE, images: Tensor, drawn: Tensor) -> Tensor:
-    return (drawn - vae.normalise(images)).square().mean()
 
 
 def codebook_use(codes: Tensor, num_tokens: int) -> dict[str, float]:
