@@ -167,13 +167,17 @@ def check_codec(dalle: Checkpoint, codec: Checkpoint, *, dalle_path: Path, codec
 
     It does where it was trained with `codec`, or with one that lies beside it and makes the same codes of pictures.
     """
-    differing = _differences(dalle, codec)
-    makes_the_same = dalle.codec is not None and not _differences(dalle, dalle.codec) and same_codes(dalle.codec, codec)
-    if differing and not makes_the_same:
+    if (differing := _differences(dalle, codec)) and not _known_by_its_own(dalle, codec):
         raise CheckpointError(
             f"{dalle_path} and {codec_path} do not belong together: the DALLE was trained with an image tokenizer "
             f"of {'; '.join(differing)}. Pass the one it was trained with as --vae_path"
         )
+
+
+def _known_by_its_own(dalle: Checkpoint, codec: Checkpoint) -> bool:
+    """Whether the image tokenizer beside `dalle` is the one it was trained with, and makes the codes of `codec`."""
+    own = dalle.codec
+    return own is not None and same_codes(own, codec) and not _differences(dalle, own)
 
 
 def same_codes(one: Checkpoint, other: Checkpoint) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalle3.checkpoint import Checkpoint, describe_codec, place_of, verify
+from dalle3.checkpoint import Checkpoint, known_codec, place_of, verify
 from dalle3.convert.lora import KIND as LORA_KIND
 from dalle3.errors import CheckpointError
 from dalle3.shipped import located
@@ -53,15 +53,9 @@ def _difference(first: Checkpoint, other: Checkpoint) -> str:
         fields = (field.name for field in dataclasses.fields(first.config))
         names = [name for name in fields if getattr(other.config, name) != getattr(first.config, name)]
         return f"another configuration ({', '.join(names)})"
-    if _codec(other) != _codec(first):
+    if known_codec(other) != known_codec(first):
         return "another image tokenizer"
     return "another text tokenizer" if other.tokenizer != first.tokenizer else ""
-
-
-def _codec(checkpoint: Checkpoint) -> object:
-    if checkpoint.codec is None:
-        return checkpoint.codec_info
-    return describe_codec(checkpoint.codec, grid=getattr(checkpoint.config, "image_grid", None))
 
 
 def _other_words(first: Checkpoint, first_path: Path, path: Path) -> str:

@@ -235,6 +235,13 @@ def describe_codec(codec: Checkpoint, *, grid: int | None = None) -> dict[str, A
     }
 
 
+def known_codec(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """`describe_codec` of the image tokenizer in a checkpoint, else what the checkpoint says of it."""
+    if checkpoint.codec is None:
+        return checkpoint.codec_info
+    return describe_codec(checkpoint.codec, grid=getattr(checkpoint.config, "image_grid", None))
+
+
 def fingerprint(state: dict[str, Tensor]) -> str:
     """The SHA-256 of weights: their names, formats, shapes and numbers, whatever file they came in."""
     digest = hashlib.sha256()
@@ -300,12 +307,9 @@ def _bytes(tensor: Tensor) -> Any:
 
 def _manifest(checkpoint: Checkpoint, tokenizer: dict[str, Any] | None) -> dict[str, Any]:
     training = checkpoint.training or {}
-    codec_info = checkpoint.codec_info
-    if checkpoint.codec is not None:
-        codec_info = describe_codec(checkpoint.codec, grid=getattr(checkpoint.config, "image_grid", None))
     optional = {
         **{key: training.get(key) for key in ("step", "epoch", "seed")},
-        "codec": codec_info,
+        "codec": known_codec(checkpoint),
         "tokenizer": tokenizer,
         "recommended": checkpoint.recommended.stated or None,
         "source": to_dict(checkpoint.source) if checkpoint.source else None,

@@ -35,8 +35,8 @@ FLAGS = {"dalle": "--dalle_path", "clip": "--clip", "decoder": "--decoder"}  # o
 CODES, PICTURES = "codes", "pictures"
 SOURCES = (CODES, *LESSONS, PICTURES)
 PART = {"train", "share", "flags"}  # what a size says of each part
-STAGES = (("codec", "clip"), ("finish",), ("dalle", "decoder"))  # what is in one needs only what is in those before
 FINISH = "finish"  # the image tokenizer once more, its codes as they are; a size may do without
+STAGES = (("codec", "clip"), (FINISH,), ("dalle", "decoder"))  # what is in one needs only what is in those before
 
 
 @dataclass(frozen=True, kw_only=True)
