@@ -17,7 +17,7 @@ HALF_BIN = 1 / 255
 
 
 def training_losses(process: Process, network: Network, *, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    """The loss (B,) under "loss", and the terms it is made of: "mse" and, where the variance is learned, "vb".
+    """The loss (B,) under "loss", and the terms it is made of: "mse" or "l1", and "vb" where the variance is learned.
 
     Args:
         process: the chain; its config names the loss.
@@ -25,7 +25,8 @@ def training_losses(process: Process, network: Network, *, x0: Tensor, t: Tensor
         x0: (B, C, H, W) clean pictures in -1..1.
         t: (B,) steps.
         noise: (B, C, H, W), standard normal.
-    From "Improved DDPM", section 3.1 (arXiv:2102.09672): L_simple + L_vlb, whose mean is detached.
+    From "Improved DDPM", section 3.1 (arXiv:2102.09672): L_simple + L_vlb, whose mean is detached; "l1" as in
+    SR3 (arXiv:2104.07636) and Palette (arXiv:2111.05826).
     """
     x = process.q_sample(x0, t, noise)
     output = network(x, process.model_timesteps(t, x.device)).float()
@@ -35,14 +36,15 @@ def training_losses(process: Process, network: Network, *, x0: Tensor, t: Tensor
         return {"loss": bound * process.num_timesteps if kind == "rescaled_kl" else bound}
     predicted, values = process.split(output, x.shape[1])
     targets = {"epsilon": lambda: noise, "x0": lambda: x0, "v": lambda: process.v_from_x0(x0, t, noise)}
-    mse = _mean((targets[process.config.prediction]() - predicted) ** 2)
+    missed = targets[process.config.prediction]() - predicted
+    name, error = ("l1", _mean(missed.abs())) if kind == "l1" else ("mse", _mean(missed**2))
     if values is None:
-        return {"mse": mse, "loss": mse}
+        return {name: error, "loss": error}
     frozen = torch.cat([predicted.detach(), values], dim=1)
     vb = variational_bound(process, frozen, x0=x0, x=x, t=t)
     if kind == "rescaled_mse":
         vb = vb * (process.num_timesteps / 1000)
-    return {"vb": vb, "mse": mse, "loss": mse + vb}
+    return {"vb": vb, name: error, "loss": error + vb}
 
 
 def variational_bound(

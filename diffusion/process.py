@@ -33,7 +33,8 @@ class ProcessConfig:
         variance: of a step back. "learned_range" and "learned" read it from C more channels, as a place
             between the two fixed ones or as its logarithm.
         loss: "mse" adds the variational bound, which then trains only the variance, where that is learned;
-            "rescaled_mse" weighs the bound by T / 1000; "kl" and "rescaled_kl" (times T) are the bound alone.
+            "l1" does so with absolute instead of squared errors, "rescaled_mse" weighs the bound by T / 1000;
+            "kl" and "rescaled_kl" (times T) are the bound alone.
         rescale_timesteps: the network is told timesteps as if the full chain had 1000 steps.
     """
 
@@ -41,7 +42,7 @@ class ProcessConfig:
     noise_schedule: Schedule = "linear"
     prediction: Literal["epsilon", "x0", "v"] = "epsilon"
     variance: Literal["learned_range", "learned", "fixed_small", "fixed_large"] = "learned_range"
-    loss: Literal["mse", "rescaled_mse", "kl", "rescaled_kl"] = "mse"
+    loss: Literal["mse", "l1", "rescaled_mse", "kl", "rescaled_kl"] = "mse"
     rescale_timesteps: bool = False
 
     @property

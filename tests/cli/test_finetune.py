@@ -63,6 +63,12 @@ def test_every_model_is_trained_on_from_a_folder_without_naming_its_sizes(kind, 
     assert largest < 0.03  # two steps away, at 0.01 each
 
 
+def test_a_decoder_goes_on_by_another_error(models, tmp_path):
+    assert train(models, "diffusion", tmp_path / "run", init_from=models / "diffusion", loss="l1") == 0
+    assert read_folder(tmp_path / "run" / "step-00000002").config.process.loss == "l1"
+    assert "l1" in json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+
+
 def test_a_dalle_may_get_caption_maps_and_keep_them(models, tmp_path):
     flags = {"truncate_captions": None, "steps": 1}
     assert train(models, "dalle", tmp_path / "one", init_from=models / "dalle", caption_maps=2, **flags) == 0

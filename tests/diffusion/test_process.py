@@ -39,6 +39,21 @@ def test_a_perfect_prediction_has_no_loss(prediction):
     assert losses["loss"].max() < 1e-9
 
 
+def test_absolute_errors_are_least_at_the_median_and_squared_ones_at_the_mean():
+    """Of pixels that are dark in three pictures and bright in one, what a network puts out that cannot know which."""
+    x0, t = torch.tensor([-1.0, -1, -1, 1]).view(4, 1, 1, 1), torch.full((4,), 900)
+    best = {}
+    for loss in ("l1", "mse"):
+        process = Process(ProcessConfig(prediction="x0", variance="fixed_small", loss=loss))
+
+        def error(guess: float, process: Process = process) -> float:
+            output = torch.full_like(x0, guess)
+            return training_losses(process, lambda x, t: output, x0=x0, t=t, noise=x0)["loss"].mean().item()
+
+        best[loss] = min((guess / 10 for guess in range(-10, 11)), key=error)
+    assert best == {"l1": -1, "mse": -0.5}
+
+
 def test_epsilon_and_x0_are_inverse():
     process, (x0, noise), t = Process(ProcessConfig()), pictures(), torch.tensor([3, 500, 999])
     x = process.q_sample(x0, t, noise)
@@ -62,8 +77,9 @@ def test_a_learned_log_variance_is_taken_as_it_is():
     torch.testing.assert_close(found.variance, values.exp())
 
 
-def test_the_bound_trains_the_variance_and_leaves_the_mean_alone():
-    process, (x0, noise) = Process(ProcessConfig(loss="mse")), pictures()
+@pytest.mark.parametrize("loss", ["mse", "l1"])
+def test_the_bound_trains_the_variance_and_leaves_the_mean_alone(loss):
+    process, (x0, noise) = Process(ProcessConfig(loss=loss)), pictures()
     predicted, values = noise.clone().requires_grad_(), torch.zeros_like(noise, requires_grad=True)
     both = torch.cat([predicted, values], dim=1)
     losses = training_losses(process, lambda x, t: both, x0=x0, t=torch.tensor([1, 500, 900]), noise=noise)

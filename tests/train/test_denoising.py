@@ -106,17 +106,18 @@ def test_with_a_spread_an_untrained_decoder_expects_the_picture_of_the_codes():
     torch.testing.assert_close(nothing, process.alphas_cumprod[15].float().sqrt() * x)
 
 
-def test_with_a_spread_the_loss_is_of_what_the_network_itself_puts_out():
-    process = Process(ProcessConfig(diffusion_steps=30, noise_schedule="cosine", prediction="v"))
+@pytest.mark.parametrize("loss", ["mse", "l1"])
+def test_with_a_spread_the_loss_is_of_what_the_network_itself_puts_out(loss):
+    process = Process(ProcessConfig(diffusion_steps=30, noise_schedule="cosine", prediction="v", loss=loss))
     task = diffusion_task(DiffusionTaskConfig(emb_dropout=0.0), process=process.config, low_res=True, spread=0.1)
     inputs = task.prepare(batch(), step=0, rng=generator(0, "prepare"))
     rough = inputs["condition"]["low_res"]
     inputs["x0"] = rough + 0.1 * torch.randn(rough.shape, generator=generator(0, "scatter"))
     losses = [
-        task.objective(**{**inputs, "t": torch.full_like(inputs["t"], t), "noise": inputs["noise"]})[1]["mse"]
+        task.objective(**{**inputs, "t": torch.full_like(inputs["t"], t), "noise": inputs["noise"]})[1][loss]
         for t in (0, 10, 29)
     ]
-    assert all(0.5 < loss < 1.5 for loss in losses)
+    assert all(0.5 < one < 1.5 for one in losses)
 
 
 def test_a_part_is_the_same_place_of_picture_codes_and_conditions():

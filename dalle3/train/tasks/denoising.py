@@ -95,7 +95,7 @@ class DenoisingObjective(nn.Module):
         if self.training:
             self.timesteps.note(of_all(t), of_all(terms["loss"].detach()))
         guess = self.process.prediction(output, x, t).x0.clamp(-1, 1)
-        measured = {name: (terms[name].detach() * weights).mean() for name in ("mse", "vb") if name in terms}
+        measured = {name: (terms[name].detach() * weights).mean() for name in ("mse", "l1", "vb") if name in terms}
         return (terms["loss"] * weights).mean(), {**measured, "psnr": psnr(guess / 2, x0 / 2)}
 
 

@@ -61,7 +61,8 @@ class DecoderObjective(DenoisingObjective):
         if self.network.settings.spread is None:
             return super().emphasis(x, timesteps, condition)
         told = self.network.withheld({"low_res": condition["low_res"]}, condition["withheld"])
-        return self.network.scale(x, told["low_res"], timesteps).flatten() ** -2
+        power = 1 if self.process.config.loss == "l1" else 2
+        return self.network.scale(x, told["low_res"], timesteps).flatten() ** -power
 
 
 class DiffusionTask(DenoisingTask):
