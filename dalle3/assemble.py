@@ -9,13 +9,12 @@ from typing import Literal, cast
 
 import torch
 
-from dalle3.checkpoint import Checkpoint, build, describe_codec, network_class
+from dalle3.checkpoint import Checkpoint, build, build_codec, describe_codec, network_class
 from dalle3.config import option
 from dalle3.convert.lora import base_of, is_adapter, joined
 from dalle3.convert.roles import CODEC, DALLE, LORA, read_as
 from dalle3.errors import CheckpointError, ConfigError
 from dalle3.models.dalle import Dalle, DalleConfig
-from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.pipeline import Model
 from dalle3.rerank import HUB_CLIP, Scorer, Tokenize, load_clip, load_default_clip
 from dalle3.runtime import dalle_pytorch_cache, pick_device, pick_dtype
@@ -124,7 +123,7 @@ def assemble(parts: Parts) -> Model:
     check_tokenizer(checkpoint.config, tokenizer, dalle_path=path)
     return Model(
         dalle=cast(Dalle, build(checkpoint, device=device, dtype=dtype)),
-        codec=cast(ImageTokenizer, build(codec, device=device, dtype=torch.float32)),
+        codec=build_codec(codec, device),
         tokenizer=tokenizer,
         open_clip=partial(_open_clip, parts.clip, path, tokenizer=tokenizer, device=device),
         checkpoints={"dalle": checkpoint, "codec": codec},

@@ -178,6 +178,20 @@ def build(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype | 
     return module.eval()
 
 
+def build_codec(checkpoint: Checkpoint, device: torch.device) -> Any:
+    """An image tokenizer to read and draw codes with, in float32 whatever the number format of its file.
+
+    So it makes the codes that it makes wherever it is used, on every machine: many processors multiply other formats
+    a hundred times slower. Who writes down what it is known by has to take that from `checkpoint`.
+    """
+    return build(checkpoint, device=device, dtype=torch.float32)
+
+
+def checkpoint_of(codec: Any) -> Checkpoint:
+    """An image tokenizer's network as a checkpoint, in the number format it is in."""
+    return Checkpoint(kind=codec.kind, config=codec.config, state=codec.state_dict())
+
+
 def verify(checkpoint: Checkpoint) -> nn.Module:
     """The network of a checkpoint without memory behind its parameters, checked against the weights.
 

@@ -6,7 +6,9 @@ import ctypes
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Callable
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -14,8 +16,10 @@ import torch
 import torch.profiler
 
 from dalle3.errors import ConfigError
+from dalle3.log import warn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TRIED_SIZE = 256  # of the matrices that a number format is tried on
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h: bytes from which freed memory is given back
 
 
@@ -37,7 +41,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format called `name`.
+    """The number format called `name`; says so where it is slow on `device`.
 
     Raises:
         ConfigError: unknown, or float16 on a CPU, whose half-precision kernels are slow and overflow.
@@ -46,12 +50,37 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         raise ConfigError(f"--dtype {name} is unknown; it may be {', '.join(DTYPES)}")
     if name == "float16" and device.type == "cpu":
         raise ConfigError("--dtype float16 needs a GPU; on a CPU use bfloat16 or float32")
+    warn_of_slow(name, device)
     return DTYPES[name]
 
 
-def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32; one without the instructions is many times slower."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def warn_of_slow(name: str, device: torch.device) -> None:
+    """Says so where the number format called `name` is slower than float32 on `device`."""
+    if name == "bfloat16" and not fast_bfloat16(device):
+        warn(f"--dtype bfloat16 takes {time_of_bfloat16():.2g} times as long as float32 on this CPU; float32 is better")
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 faster than float32, as GPUs do and CPUs with instructions for it."""
+    return device.type != "cpu" or time_of_bfloat16() < 1
+
+
+@cache
+def time_of_bfloat16() -> float:
+    """The time of a matrix product in bfloat16 on this CPU over that in float32; tried, in 0.2 s at most.
+
+    A quarter where there are instructions for it, 70 to 90 on a CPU of no more than AVX2 (PyTorch 2.13).
+    """
+    times = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        factor = torch.ones(TRIED_SIZE, TRIED_SIZE, dtype=dtype)
+        tries = []
+        for _ in range(3):
+            start = time.perf_counter()
+            torch.mm(factor, factor)
+            tries.append(time.perf_counter() - start)
+        times[dtype] = min(tries)
+    return times[torch.bfloat16] / times[torch.float32]
 
 
 def generator(seed: int, *purpose: int | str) -> torch.Generator:

@@ -7,12 +7,12 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
 from dalle3.assemble import check_codec
-from dalle3.checkpoint import Checkpoint, build, fingerprint
+from dalle3.checkpoint import Checkpoint, build, build_codec, fingerprint
 from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, option, to_dict
 from dalle3.convert.roles import CODEC, DALLE, read_as
@@ -76,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
     crop = from_args(CropConfig, args, base={"random_resize_crop_lower_ratio": 1.0})
     checkpoint = read_as(config.vae_path, CODEC, flag="--vae_path", config_path=config.vqgan_config_path)
     device = local_device(config.device)
-    codec: Any = build(checkpoint, device=device)
+    codec = build_codec(checkpoint, device)
     keep_freed_memory()
     source = open_pictures(config.image_text_folder, columns=config.wds)
-    maker = codec_of(cast(ImageTokenizer, codec), grid=config.image_grid or checkpoint_grid(codec))
+    maker = codec_of(checkpoint, grid=config.image_grid or checkpoint_grid(codec))
     prior = _read_prior(config, checkpoint, maker.grid)
     _settle(config, crop, maker, num_samples=len(source), prior=prior)
     encoder = codec

@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from dalle3.assemble import Parts, assemble
 from dalle3.assemble_decoder import DecoderParts, SecondStage, add_second_stage, assemble_decoder
 from dalle3.assess import DrawSettings, Kept, Redrawing, TextToImage, measure_decoder
-from dalle3.checkpoint import build, fingerprint
+from dalle3.checkpoint import build_codec, fingerprint
 from dalle3.config import add_arguments as add_flags
 from dalle3.config import from_args, option, to_dict
 from dalle3.convert.roles import CODEC, read_as
@@ -27,7 +27,6 @@ from dalle3.evaluate.judge import Judge
 from dalle3.evaluate.report import Report, Row
 from dalle3.files import writable_folder
 from dalle3.log import note
-from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.rerank import load_clip
 from dalle3.runtime import keep_freed_memory, pick_device
 
@@ -134,7 +133,7 @@ def measure_codecs(args: argparse.Namespace, config: EvaluateConfig) -> tuple[di
     parts = from_args(CodecParts, args)
     device = pick_device(parts.device)
     checkpoint = read_as(parts.vae_path, CODEC, flag="--vae_path", config_path=parts.vqgan_config_path)
-    codec = cast(ImageTokenizer, build(checkpoint, device=device, dtype=torch.float32))
+    codec = build_codec(checkpoint, device)
     judge = _judge(parts.clip or None, device=device)
 
     def measure(batches: Batches) -> list[Row]:

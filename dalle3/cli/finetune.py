@@ -12,14 +12,13 @@ from typing import Any, cast
 import torch
 
 from dalle3.assemble import Parts, check_codec, check_tokenizer, read_codec, read_words
-from dalle3.checkpoint import Checkpoint, blank, build, differences, network_class, save_checkpoint
+from dalle3.checkpoint import Checkpoint, blank, build, build_codec, differences, network_class, save_checkpoint
 from dalle3.config import from_args, to_dict
 from dalle3.convert.guided_diffusion import Layout
 from dalle3.convert.lora import is_adapter, joined
 from dalle3.convert.roles import DALLE, Role, read_as
 from dalle3.errors import ConfigError
 from dalle3.models.dalle import Dalle, with_caption_maps
-from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.shipped import located
 from dalle3.tokenizers.base import Tokenizer
 from dalle3.tokenizers.load import read_tokenizer
@@ -179,13 +178,15 @@ def dalle_task_from(
     words = read_words(parts, checkpoint, path)
     check_tokenizer(checkpoint.config, words, dalle_path=path)
     dalle = cast(Dalle, build(checkpoint, device=device, dtype=torch.float32)).requires_grad_(True)
-    built = cast(ImageTokenizer, build(codec, device=device))  # frozen, and known by its hash: as it is in the file
+    built = build_codec(codec, device)
     lora = from_args(LoraConfig, args)
     if lora.lora_rank:
         with seeded(seed, "weights"):
-            return DalleLoraTask(dalle, built, words, config, lora=lora.beside(checkpoint, path)), checkpoint
+            beside = lora.beside(checkpoint, path)
+            task = DalleLoraTask(dalle, built, words, config, lora=beside, codec_checkpoint=codec)
+        return task, checkpoint
     from_args(TuningConfig, args).choose(dalle)
-    return DalleTask(dalle, built, words, config), checkpoint
+    return DalleTask(dalle, built, words, config, codec_checkpoint=codec), checkpoint
 
 
 def described(args: argparse.Namespace, task: Task) -> dict[str, Any]:

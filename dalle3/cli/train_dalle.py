@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
 from dalle3.assemble import downloaded_codec
-from dalle3.checkpoint import Checkpoint, build, describe_codec
+from dalle3.checkpoint import Checkpoint, build_codec, describe_codec
 from dalle3.cli import finetune
 from dalle3.cli.tasks import Made, RunConfig, WordsConfig, finish_dalle, open_for_dalle, read_or_train_words
 from dalle3.cli.train import carry_out
@@ -23,7 +23,6 @@ from dalle3.convert.roles import CODEC, read_as
 from dalle3.data.transforms import CropConfig
 from dalle3.errors import ConfigError
 from dalle3.models.dalle import DalleConfig
-from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.runtime import launched
 from dalle3.train.launch import LaunchConfig, local_device
 from dalle3.train.loop import LoopConfig
@@ -154,8 +153,7 @@ def _new(
     }
     config = from_args(DalleConfig, args, base={**DEFAULTS[DalleConfig], **derived})
     dalle = finetune.begin("dalle", None, lambda: config, args, seed=loop.seed, device=device)
-    built = cast(ImageTokenizer, build(codec, device=device, dtype=torch.float32))
-    task = DalleTask(dalle, built, words, _captions(args))
+    task = DalleTask(dalle, build_codec(codec, device), words, _captions(args), codec_checkpoint=codec)
     return finish_dalle(task, source, from_args(CropConfig, args), loop.seed), None
 
 

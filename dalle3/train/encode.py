@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dalle3.checkpoint import Checkpoint, describe_codec
+from dalle3.checkpoint import Checkpoint, checkpoint_of, describe_codec
 from dalle3.data.base import Source, readable
 from dalle3.data.codes import Codec, codec_of_shard, write_shard
 from dalle3.data.loader import no_larger_than_needed
@@ -55,7 +55,8 @@ def encode(
         codes, captions = _encode_shard(source, transform, codec, indices, seed)
         if captions:
             paths.append(shard_path(folder, number))
-            write_shard(paths[-1], codes, captions=captions, codec=codec_of(codec, grid=codes.shape[-1]))
+            maker = codec_of(checkpoint_of(codec), grid=codes.shape[-1])
+            write_shard(paths[-1], codes, captions=captions, codec=maker)
     return paths
 
 
@@ -98,10 +99,8 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"codes-{number:05d}.safetensors"
 
 
-def codec_of(codec: ImageTokenizer, *, grid: int) -> Codec:
+def codec_of(checkpoint: Checkpoint, *, grid: int) -> Codec:
     """What a shard says of the image tokenizer that made it."""
-    assert isinstance(codec, nn.Module)
-    checkpoint = Checkpoint(kind=codec.kind, config=codec.config, state=codec.state_dict())
     return Codec(**describe_codec(checkpoint, grid=grid))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from dalle3.config import option
 from dalle3.errors import ConfigError
-from dalle3.runtime import DTYPES, launched, pick_device
+from dalle3.runtime import DTYPES, launched, pick_device, warn_of_slow
 from dalle3.train.loop import LoopConfig
 from dalle3.train.optim import OptimConfig
 from dalle3.train.parallel import DataParallel, Parallel, SingleDevice
@@ -54,6 +54,8 @@ def meet(config: LaunchConfig, loop: LoopConfig, optim: OptimConfig, *, device: 
         ConfigError: as `ZeroConfig.settings`; or DeepSpeed cannot do what the loop is asked for.
     """
     dtype = DTYPES[loop.dtype]
+    if launched()[1] == 0:
+        warn_of_slow(loop.dtype, device)
     if config.deepspeed:
         settings = config.zero.settings(
             batch_size=loop.batch_size, ga_steps=loop.ga_steps, clip=optim.clip_grad_norm, dtype=dtype

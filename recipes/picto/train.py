@@ -23,6 +23,7 @@ from typing import Any
 from dalle3.errors import ConfigError, Dalle3Error, DataError
 from dalle3.files import whole_folder
 from dalle3.log import note
+from dalle3.runtime import fast_bfloat16, pick_device
 from recipes.picto.lessons import LESSONS, write_lesson
 from recipes.picto.schedule import Phase, Run, call_all, stoppable, train
 
@@ -121,14 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     until = time.monotonic() + 60 * args.this_call
     try:
+        dtype = args.dtype or ("bfloat16" if fast_bfloat16(pick_device(args.device)) else "float32")
         plan = Plan(
             data=args.data,
             out=args.out,
             size=read_size(args.size),
             minutes=args.minutes,
-            shared=tuple(
-                as_flags({"device": args.device, "dtype": args.dtype, "num_workers": args.num_workers, **EVERY})
-            ),
+            shared=tuple(as_flags({"device": args.device, "dtype": dtype, "num_workers": args.num_workers, **EVERY})),
             processes=args.processes,
         )
         if args.only_pack:
@@ -331,7 +331,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--only_pack", action="store_true", help="train nothing; pack the newest checkpoints of all parts")
     add("--together", action="store_true", help="train two models at once, each for the time of both: for a GPU")
     add("--device", default="auto", help="cpu, cuda; auto takes a GPU where there is one")
-    add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of matrix products (default: bfloat16)")
+    add(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="of matrix products (default: bfloat16, or float32 on a CPU without instructions for it)",
+    )
     add("--processes", type=int, default=1, help="processes that share the batches of each training (default: 1)")
     add("--num_workers", type=int, default=0, help="processes that read data ahead, for each that trains (default: 0)")
     return parser

@@ -30,7 +30,8 @@ def fit(
     """The last checkpoint of a run on one core, in bfloat16 where that is faster."""
     run = RunFolder(folder)
     start = run.begin({"task": type(task).__name__}, resume=resume)
-    device = SingleDevice(torch.device("cpu"), dtype=torch.bfloat16 if fast_bfloat16() else torch.float32)
+    cpu = torch.device("cpu")
+    device = SingleDevice(cpu, dtype=torch.bfloat16 if fast_bfloat16(cpu) else torch.float32)
     return train(task, stream, loop, optim, run=run, start=start, parallel=device).checkpoint
 
 

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from dalle3.checkpoint import fingerprint, read_folder, save_checkpoint
+from dalle3.checkpoint import build, fingerprint, read_folder, save_checkpoint
 from dalle3.cli import main
 from dalle3.data.codes import CodeShards
+from dalle3.inputs import encode_picture, read_picture
 from tests.tiny import codec
 from tests.train.processes import material
 
@@ -52,6 +54,43 @@ def test_a_dalle_trains_on_codes_as_on_pictures(flags, tmp_path):
         assert main(line.split()) == 0
         rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [1, 2]
+
+
+LEARNERS = {
+    "dalle": "train dalle --train_bpe 128 --text_seq_len 32 --image_grid 4 --dim 16 --depth 1 --heads 1 --dim_head 16",
+    "train_dalle": "train_dalle --train_bpe 128 --text_seq_len 32 --dim 16 --depth 1 --heads 1 --dim_head 16",
+    "diffusion": "train diffusion --image_size 16 --num_channels 32 --channel_mult 1,1,1,1 --num_res_blocks 1 "
+    "--attention_resolutions 4 --emb_output_dims 32",
+}
+
+
+@pytest.fixture(scope="module")
+def packed(flags, tmp_path_factory) -> Path:
+    """The image tokenizer in bfloat16."""
+    folder = tmp_path_factory.mktemp("packed") / "codec"
+    save_checkpoint(read_folder(flags["vae_path"]), folder, dtype=torch.bfloat16)
+    return folder
+
+
+def test_an_image_tokenizer_in_bfloat16_computes_in_float32_and_is_known_by_its_file(flags, packed, tmp_path):
+    assert encode(**{**flags, "vae_path": packed, "out": tmp_path / "codes"}) == 0
+    found, file = CodeShards(shards(tmp_path / "codes")), read_folder(packed)
+    assert found.codec.sha256 == fingerprint(file.state)
+    picture = next(iter(flags["image_text_folder"].glob("*.png")))
+    network = build(file, device=torch.device("cpu"), dtype=torch.float32)
+    codes = encode_picture(read_picture(str(picture)), network, grid=4, device=torch.device("cpu"))
+    assert any(torch.equal(codes.squeeze(), found.load(index).content) for index in range(len(found)))
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_what_is_trained_keeps_an_image_tokenizer_in_bfloat16_as_it_is(learner, flags, packed, tmp_path):
+    out = "dalle_output_file_name" if learner == "train_dalle" else "out"
+    line = (
+        f"{LEARNERS[learner]} --image_text_folder {flags['image_text_folder']} --vae_path {packed} --{out} {tmp_path}"
+    )
+    assert main([*line.split(), "--steps", "1", "--batch_size", "2", "--sample_every_n_steps", "0"]) == 0
+    kept, file = read_folder(tmp_path / "step-00000001").codec, read_folder(packed)
+    assert fingerprint(kept.state) == fingerprint(file.state)
 
 
 def test_an_interrupted_call_is_taken_up(flags, tmp_path, capfd):

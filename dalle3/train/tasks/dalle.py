@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dalle3.checkpoint import Checkpoint, describe_codec
+from dalle3.checkpoint import Checkpoint, checkpoint_of, describe_codec
 from dalle3.config import option
 from dalle3.data.codes import Codec
 from dalle3.data.loader import Batch
@@ -75,11 +75,21 @@ class DalleObjective(nn.Module):
 class DalleTask:
     """A DALLE, the tokenizers whose ids it speaks, and pictures or codes made by that image tokenizer.
 
+    Args:
+        codec_checkpoint: what `codec` was built from, where that has other number formats; it is known by that.
     Raises:
         ConfigError: the model's vocabularies or grid are not those of its tokenizers.
     """
 
-    def __init__(self, dalle: Dalle, codec: ImageTokenizer, tokenizer: Tokenizer, config: DalleTaskConfig) -> None:
+    def __init__(
+        self,
+        dalle: Dalle,
+        codec: ImageTokenizer,
+        tokenizer: Tokenizer,
+        config: DalleTaskConfig,
+        *,
+        codec_checkpoint: Checkpoint | None = None,
+    ) -> None:
         check_vocabularies(dalle.config, codec, tokenizer)
         self.model: nn.Module = dalle
         self.dalle, self.tokenizer, self.config = dalle, tokenizer, config
@@ -87,7 +97,7 @@ class DalleTask:
         self.objective = DalleObjective(dalle)
         assert isinstance(codec, nn.Module)
         self.codec = codec.eval().requires_grad_(False)
-        self.codec_checkpoint = Checkpoint(kind=codec.kind, config=codec.config, state=codec.state_dict())
+        self.codec_checkpoint = codec_checkpoint or checkpoint_of(codec)
 
     @property
     def tokens_per_sample(self) -> int:
@@ -165,8 +175,9 @@ class DalleLoraTask(DalleTask):
         config: DalleTaskConfig,
         *,
         lora: DalleLoraConfig,
+        codec_checkpoint: Checkpoint | None = None,
     ) -> None:
-        super().__init__(adapted(dalle, lora), codec, tokenizer, config)
+        super().__init__(adapted(dalle, lora), codec, tokenizer, config, codec_checkpoint=codec_checkpoint)
         self.model, self.lora = Adapters(dalle), lora
 
     def checkpoint(self, state: dict[str, Tensor]) -> Checkpoint:

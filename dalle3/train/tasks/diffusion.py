@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle3.checkpoint import Checkpoint
+from dalle3.checkpoint import Checkpoint, checkpoint_of
 from dalle3.config import option
 from dalle3.errors import ConfigError
 from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, enlarged
@@ -68,6 +68,8 @@ class DecoderObjective(DenoisingObjective):
 class DiffusionTask(DenoisingTask):
     """A diffusion decoder and the image tokenizer whose codes it reads.
 
+    Args:
+        codec_checkpoint: what `codec` was built from, where that has other number formats; it is known by that.
     Raises:
         ConfigError: the decoder cannot take these codes.
     """
@@ -82,6 +84,7 @@ class DiffusionTask(DenoisingTask):
         config: DiffusionTaskConfig,
         *,
         held_out: Tensor | None = None,
+        codec_checkpoint: Checkpoint | None = None,
     ) -> None:
         check_codec(model.settings, codec, config)
         process = Process(model.settings.process)
@@ -90,7 +93,7 @@ class DiffusionTask(DenoisingTask):
         self.config = config
         assert isinstance(codec, nn.Module)
         self.codec = codec.eval().requires_grad_(False)
-        self._codec_checkpoint = Checkpoint(kind=codec.kind, config=codec.config, state=codec.state_dict())
+        self._codec_checkpoint = codec_checkpoint or checkpoint_of(codec)
 
     def condition(self, images: Tensor, *, rng: torch.Generator | None) -> Condition:
         """What the decoder is told of pictures (B, 3, H, W) in [0, 1], their codes, and which are withheld (B,)."""

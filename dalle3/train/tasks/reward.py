@@ -145,7 +145,13 @@ class RewardTask(DalleTask):
     """
 
     def __init__(self, base: DalleTask, recognition: Recognition, config: RewardConfig, *, draws: Recommended) -> None:
-        super().__init__(base.dalle, base.codec, base.tokenizer, base.config)  # type: ignore[arg-type]
+        super().__init__(
+            base.dalle,
+            base.codec,  # type: ignore[arg-type]
+            base.tokenizer,
+            base.config,
+            codec_checkpoint=base.codec_checkpoint,
+        )
         self.recognition, self.rewards, self.draws = recognition, config, draws
         self.sampling = draws.settled(Recommended())
         if self.sampling.temperature == 0:
