@@ -62,12 +62,13 @@ class PackedLinear:
 
 
 def _packs(weight: Tensor) -> bool:
-    """Whether this machine's PyTorch has the packed operators for `weight`."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Whether this machine's PyTorch has the packed operators for `weight`; for bfloat16 AVX2 is not enough."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
 
