@@ -2,7 +2,7 @@
  *
  * One position touches every weight once, so its time is that of reading them. Each function is one parallel region
  * with a barrier or two inside. Weights come in panels of 16 outputs, (outputs / 16, inputs, 16), float32 or bfloat16, so
- * that a product streams through memory and multiplies sixteen outputs at once; activations are float32.
+ * that a product streams through memory and multiplies whole vectors of outputs; activations are float32.
  * nn/native.py compiles this file, mirrors its structures and says what may be passed.
  *
  * Shapes: R rows, D width, H heads, K width of a head, F hidden width of a feed-forward, L caption positions,
@@ -11,16 +11,25 @@
 #include <math.h>
 #include <omp.h>
 #include <string.h>
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
-typedef float vec __attribute__((vector_size(64)));
-typedef float vec_any __attribute__((vector_size(64), aligned(4)));
-typedef unsigned int bits __attribute__((vector_size(64)));
-typedef unsigned short half_any __attribute__((vector_size(32), aligned(2)));
+/* Floats in a vector register, and rows of a panel's outputs that the registers hold beside what they are made of. */
+#if defined __AVX512F__
+enum { LANES = 16, MOST_ROWS = 16 };
+#elif defined __AVX__
+enum { LANES = 8, MOST_ROWS = 6 };
+#else
+enum { LANES = 4, MOST_ROWS = 4 };
+#endif
 
-enum { LANES = 16, MOST_SUMS = 16, AHEAD = 16, WIDEST_HEAD = 512 };
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float vec_any __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef unsigned int bits __attribute__((vector_size(4 * LANES)));
+typedef unsigned short half_any __attribute__((vector_size(2 * LANES), aligned(2)));
+
+enum { PANEL = 16, PARTS = PANEL / LANES, MOST_SUMS = 16, AHEAD = 16, WIDEST_HEAD = 512 };
 
 /* Floats between rows that a product reads side by side: a power of two would crowd them into one set of the cache. */
 enum { GAP = 16 };
@@ -69,10 +78,16 @@ typedef struct {
     int count, first[8], length[8], stride[8];
 } Runs;
 
-static inline float total(vec v)
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE float total(vec v)
 {
 #ifdef __AVX512F__
     return _mm512_reduce_add_ps((__m512)v);
+#elif defined __AVX__
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 #else
     float sum = 0;
     for (int i = 0; i < LANES; i++) sum += v[i];
@@ -80,47 +95,57 @@ static inline float total(vec v)
 #endif
 }
 
-/* 16 weights, of the outputs of a panel for one input. */
-static inline __attribute__((always_inline)) vec load(const void *panel, long input, const int half)
+/* Some of the 16 weights of a panel's outputs for one input. */
+INLINE vec load(const void *panel, long input, int part, const int half)
 {
-    if (!half) return *(const vec_any *)((const float *)panel + input * LANES);
-    half_any narrow = *(const half_any *)((const unsigned short *)panel + input * LANES);
+    long at = input * PANEL + part * LANES;
+    if (!half) return *(const vec_any *)((const float *)panel + at);
+    half_any narrow = *(const half_any *)((const unsigned short *)panel + at);
     return (vec)(__builtin_convertvector(narrow, bits) << 16);
 }
 
-/* A panel's outputs for a constant number of rows, kept in registers; `ways` sums in turn hide the latency of adding. */
-static inline __attribute__((always_inline)) void tile(const int half, const int rows, const int ways, const void *panel,
-                                                       int inner, const float *x, int gap, vec start, float *y, int step)
+/* Adds what one input gives to a panel's outputs for some rows. */
+INLINE void add(const int half, const int rows, const void *panel, long input, const float *x, long row, vec (*sums)[PARTS])
 {
-    vec sums[MOST_SUMS];
-    for (int s = 0; s < rows * ways; s++) sums[s] = s < rows ? start : (vec){0};
-    int i = 0;
-    for (; i + ways <= inner; i += ways)
-        for (int way = 0; way < ways; way++) {
-            __builtin_prefetch((const char *)panel + (i + way + AHEAD) * (half ? 32 : 64));
-            vec w = load(panel, i + way, half);
-            for (int r = 0; r < rows; r++) sums[way * rows + r] += w * x[(long)r * (inner + gap) + i + way];
-        }
-    for (; i < inner; i++)
-        for (int r = 0; r < rows; r++) sums[r] += load(panel, i, half) * x[(long)r * (inner + gap) + i];
-    for (int r = 0; r < rows; r++) {
-        vec sum = sums[r];
-        for (int way = 1; way < ways; way++) sum += sums[way * rows + r];
-        *(vec_any *)(y + (long)r * step) = sum;
-    }
+    vec weights[PARTS];
+    for (int part = 0; part < PARTS; part++) weights[part] = load(panel, input, part, half);
+    for (int r = 0; r < rows; r++)
+        for (int part = 0; part < PARTS; part++) sums[r][part] += weights[part] * x[r * row + input];
 }
 
-static inline __attribute__((always_inline)) void panel_rows(const int half, const void *panel, int inner, const float *x,
-                                                             int gap, int rows, vec start, float *y, int step)
+/* A panel's outputs for a constant number of rows, kept in registers; `ways` sums in turn hide the latency of adding. */
+INLINE void tile(const int half, const int rows, const int ways, const void *panel, int inner, const float *x,
+                 const float *bias, float *y, int step)
+{
+    vec sums[MOST_SUMS][PARTS] = {};
+    int i = 0;
+    for (int s = 0; bias && s < rows * PARTS; s++) sums[s / PARTS][s % PARTS] = *(const vec_any *)(bias + s % PARTS * LANES);
+    for (; i + ways <= inner; i += ways)
+        for (int way = 0; way < ways; way++) {
+            __builtin_prefetch((const char *)panel + (long)(i + way + AHEAD) * PANEL * (half ? 2 : 4));
+            add(half, rows, panel, i + way, x, inner + GAP, sums + way * rows);
+        }
+    for (; i < inner; i++) add(half, rows, panel, i, x, inner + GAP, sums);
+    for (int r = 0; r < rows; r++)
+        for (int part = 0; part < PARTS; part++) {
+            vec sum = sums[r][part];
+            for (int way = 1; way < ways; way++) sum += sums[way * rows + r][part];
+            *(vec_any *)(y + (long)r * step + part * LANES) = sum;
+        }
+}
+
+INLINE void panel_rows(const int half, const void *panel, int inner, const float *x, int rows, const float *bias, float *y,
+                       int step)
 {
     for (int r = 0; r < rows;) {
-        const float *from = x + (long)r * (inner + gap);
+        const float *from = x + (long)r * (inner + GAP);
         float *to = y + (long)r * step;
-        if (rows - r >= 16) tile(half, 16, 1, panel, inner, from, gap, start, to, step), r += 16;
-        else if (rows - r >= 8) tile(half, 8, 2, panel, inner, from, gap, start, to, step), r += 8;
-        else if (rows - r >= 4) tile(half, 4, 2, panel, inner, from, gap, start, to, step), r += 4;
-        else if (rows - r >= 2) tile(half, 2, 4, panel, inner, from, gap, start, to, step), r += 2;
-        else tile(half, 1, 4, panel, inner, from, gap, start, to, step), r += 1;
+        int left = rows - r;
+        if (left >= MOST_ROWS) tile(half, MOST_ROWS, 1, panel, inner, from, bias, to, step), r += MOST_ROWS;
+        else if (MOST_ROWS > 8 && left >= 8) tile(half, 8, 2, panel, inner, from, bias, to, step), r += 8;
+        else if (left >= 4) tile(half, 4, MOST_ROWS > 8 ? 2 : 1, panel, inner, from, bias, to, step), r += 4;
+        else if (left >= 2) tile(half, 2, MOST_ROWS > 8 ? 4 : 2, panel, inner, from, bias, to, step), r += 2;
+        else tile(half, 1, 4, panel, inner, from, bias, to, step), r += 1;
     }
 }
 
@@ -128,12 +153,11 @@ static inline __attribute__((always_inline)) void panel_rows(const int half, con
 static void product(int half, const void *panels, const float *bias, int first, int last, int inner, const float *x,
                     int rows, float *y, int step)
 {
-    for (int o = first; o < last; o += LANES) {
+    for (int o = first; o < last; o += PANEL) {
         const void *panel = (const char *)panels + (long)o * inner * (half ? 2 : 4);
-        vec start = {0};
-        if (bias) start = *(const vec_any *)(bias + o);
-        if (half) panel_rows(1, panel, inner, x, GAP, rows, start, y + o, step);
-        else panel_rows(0, panel, inner, x, GAP, rows, start, y + o, step);
+        const float *own = bias ? bias + o : 0;
+        if (half) panel_rows(1, panel, inner, x, rows, own, y + o, step);
+        else panel_rows(0, panel, inner, x, rows, own, y + o, step);
     }
 }
 
@@ -217,7 +241,7 @@ static void finish(const Branch *b, const void *weights, const float *bias, int 
     int first, last, rows = b->rows, dim = b->dim;
     if (b->quarter && omp_get_thread_num() == 0)
         memcpy(shift->store, lent, (long)rows * 2 * b->quarter * sizeof *lent);
-    share(dim, LANES, &first, &last);
+    share(dim, PANEL, &first, &last);
     product(b->half, weights, bias, first, last, inner, x, rows, y, dim);
     if (b->post_weight) {
         #pragma omp barrier
@@ -309,21 +333,29 @@ void attention(const Attention *a, float *target, const float *source, const Shi
     {
         float *x = prepare(b, source, shift), *lent = x + (long)rows * (dim + GAP), *scores = lent + (long)rows * 2 * b->quarter;
         int first, last;
-        share(a->heads, 1, &first, &last); /* a thread's heads are its own as far as the barrier */
-        for (int part = 0; part < 3; part++)
-            product(b->half, a->qkv, 0, part * inner + first * width, part * inner + last * width, dim, x, rows, qkv,
-                    3 * inner);
-        for (int head = first; head < last; head++)
-            for (int r = 0; r < rows; r++) {
-                float *query = qkv + (long)r * 3 * inner + head * width, *key = query + inner, *value = key + inner;
-                long at = (((long)r * a->heads + head) * a->size + position) * width;
-                if (turn)
-                    for (int part = 0; part < 3; part++) rotate(query + part * inner, turn, width);
-                for (int i = 0; i < width; i++) query[i] *= factor;
-                memcpy(a->keys + at, key, width * sizeof *key);
-                memcpy(a->values + at, value, width * sizeof *value);
-                attend(a, r, head, query, runs, scores, found + (long)r * (inner + GAP) + head * width);
-            }
+        if (a->heads % omp_get_num_threads() == 0) { /* a thread's heads are its own as far as the barrier */
+            share(a->heads, 1, &first, &last);
+            for (int part = 0; part < 3; part++)
+                product(b->half, a->qkv, 0, part * inner + first * width, part * inner + last * width, dim, x, rows, qkv,
+                        3 * inner);
+            first *= rows, last *= rows;
+        } else {
+            share(3 * inner, PANEL, &first, &last);
+            product(b->half, a->qkv, 0, first, last, dim, x, rows, qkv, 3 * inner);
+            #pragma omp barrier
+            share(a->heads * rows, 1, &first, &last);
+        }
+        for (int pair = first; pair < last; pair++) {
+            int head = pair / rows, r = pair % rows;
+            float *query = qkv + (long)r * 3 * inner + head * width, *key = query + inner, *value = key + inner;
+            long at = (((long)r * a->heads + head) * a->size + position) * width;
+            if (turn)
+                for (int part = 0; part < 3; part++) rotate(query + part * inner, turn, width);
+            for (int i = 0; i < width; i++) query[i] *= factor;
+            memcpy(a->keys + at, key, width * sizeof *key);
+            memcpy(a->values + at, value, width * sizeof *value);
+            attend(a, r, head, query, runs, scores, found + (long)r * (inner + GAP) + head * width);
+        }
         #pragma omp barrier
         finish(b, a->out, a->out_bias, inner, found, y, target, lent, shift);
     }
@@ -340,7 +372,7 @@ void feed_forward(const FeedForward *f, float *target, const float *source, cons
     {
         float *x = prepare(b, source, shift), *lent = x + (long)rows * (dim + GAP);
         int first, last;
-        share(hidden, LANES, &first, &last);
+        share(hidden, PANEL, &first, &last);
         product(b->half, f->up, f->up_bias, first, last, dim, x, rows, up, step);
         product(b->half, f->gate, f->gate_bias, first, last, dim, x, rows, gate, step);
         for (int r = 0; r < rows; r++)
@@ -356,7 +388,7 @@ void linear(int threads, int half, const void *weights, const float *bias, const
     #pragma omp parallel num_threads(threads)
     {
         int first, last;
-        share(outputs, LANES, &first, &last);
+        share(outputs, PANEL, &first, &last);
         product(half, weights, bias, first, last, inner, x, rows, y, outputs);
     }
 }
