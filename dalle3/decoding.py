@@ -29,6 +29,7 @@ from dalle3.nn.packed import PackedEngine, Step
 from dalle3.sampling import Noise, Sampling, draw, guide
 
 OnToken = Callable[[int, int], None]  # (codes drawn so far, codes of a picture)
+MEMORY_OF_PICTURES = 2 * 1024**3  # bytes
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class Decoder:
         self.to_image_logits = self.engine.linear(weight[v:], bias[v:])
         self.branches = [self.engine.branch(b) for layer in model.transformer.layers for b in layer.children()]
         self.norm = [p.detach().to(self.engine.dtype) for p in (model.norm.weight, model.norm.bias)]
+
+    def pictures_at_once(self, sampling: Sampling) -> int:
+        """How many pictures are best drawn together: many share the reading of weights, but each has a memory."""
+        config, bytes_each = self.config, 4 if self.device.type == "cpu" else self.engine.dtype.itemsize
+        groups = 1 if sampling.cond_scale == 1 else 2
+        keys_and_values = 2 * config.depth * config.heads * config.dim_head * config.image_seq_len
+        return min(max(MEMORY_OF_PICTURES // (groups * keys_and_values * bytes_each), 4), 16)
 
     @property
     def device(self) -> torch.device:

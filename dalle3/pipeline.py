@@ -45,7 +45,11 @@ class Request(SamplingChoice):
 
     text: str = option(help="what the picture should show")
     num_images: int = option(12, help="pictures to draw")
-    batch_size: int = option(4, help="pictures drawn at once; it bounds memory and changes speed, never pictures")
+    batch_size: int | None = option(
+        None,
+        help="pictures drawn at once; it bounds memory and changes speed, never pictures (default: 16, or what of a "
+        "large model fits 2 GB, at least 4)",
+    )
     seed: int | None = option(None, help="picture i is a function of seed and i alone (default: a random one, printed)")
     index: int | None = option(None, help="draw only the seed's picture of this number")
     best_of: int | None = option(
@@ -146,7 +150,7 @@ class Model:
         best_of: int | None = None,
         clip_sort: bool = False,
         keep: int | None = None,
-        batch_size: int = 4,
+        batch_size: int | None = None,
         image: str | Path | Image.Image | None = None,
         num_init_img_tokens: int | None = None,
         truncate_captions: bool = False,
@@ -164,7 +168,8 @@ class Model:
             seed: picture i is a function of seed and i alone; None is random, and each picture tells its own.
             index: draw only the seed's picture of this number.
             best_of: candidates of each picture, of which CLIP takes the best; mostly 1, and 1 where CLIP ranks anyway.
-            batch_size: pictures drawn at once; it bounds memory and never changes a picture.
+            batch_size: pictures drawn at once; it bounds memory and never changes a picture. None is 16, or what of
+                a large model fits 2 GB, at least 4.
             image: a picture or its path, whose upper part every drawing starts with.
             num_init_img_tokens: codes taken from `image`; None is 43.75 % of them.
         Raises:
@@ -270,8 +275,9 @@ class Drawing:
     ) -> Iterator[Progress | Result]:
         start, indices, number = time.perf_counter(), self.request.indices, self.best_of
         candidates = [index * number + candidate for index in indices for candidate in range(number)]
-        for done in range(0, len(candidates), self.request.batch_size):
-            some = candidates[done : done + self.request.batch_size]
+        size = self.request.batch_size or self.model.decoder.pictures_at_once(self.sampling)
+        for done in range(0, len(candidates), size):
+            some = candidates[done : done + size]
             codes = self._draw(prefix, some, done=done, tick=tick)
             pixels, pictures = choice.add(*self._decode(codes, some))
             if ranker is not None:

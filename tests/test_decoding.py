@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -110,6 +112,17 @@ def test_a_picture_is_the_same_in_any_company(option, caption):
     together = decoder.draw(prefix, sampling, seed=3, indices=range(7))
     for indices in ([0], [6], [4, 2], [1, 2, 3, 4, 5]):
         assert torch.equal(decoder.draw(prefix, sampling, seed=3, indices=indices), together[indices])
+
+
+def test_fewer_pictures_of_a_large_model_are_drawn_at_once():
+    decoder, guided = Decoder(make()), Sampling(cond_scale=2.0)
+    assert decoder.pictures_at_once(guided) == 16
+    large = {"depth": 24, "heads": 16, "dim_head": 64, "image_grid": 32}  # 201 MB of keys and values for a picture
+    decoder.config = dataclasses.replace(decoder.config, **large)
+    assert decoder.pictures_at_once(Sampling()) == 2 * 1024**3 // (2 * 24 * 16 * 64 * 1024 * 4) == 10
+    assert decoder.pictures_at_once(guided) == 5
+    decoder.config = dataclasses.replace(decoder.config, depth=96)
+    assert decoder.pictures_at_once(guided) == 4
 
 
 def test_pictures_of_one_seed_differ_from_each_other_and_from_another_seed(caption):

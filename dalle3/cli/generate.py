@@ -30,6 +30,7 @@ from dalle3.pipeline import Drawing, Progress, Request, Stopped
 from dalle3.refine import check, refine
 
 EXAMPLE = "a large red circle"  # of a model that brings none
+DECODED_AT_ONCE = 4  # pictures of the second stage on a GPU, where no --batch_size says more
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}{postfix}]"
 
 
@@ -157,9 +158,8 @@ def decode_request(drawing: Drawing, settings: DecodeSettings) -> DecodeRequest:
     """How the codes of a drawing are decoded: its prompt and its seed are those of the second stage too."""
     asked = {field.name: getattr(settings, field.name) for field in dataclasses.fields(DecodeSettings)}
     request = drawing.request
-    return DecodeRequest(
-        **asked, text=drawing.prompt, seed=drawing.seed, batch_size=request.batch_size, preview_every=0
-    )
+    at_once = request.batch_size or DECODED_AT_ONCE
+    return DecodeRequest(**asked, text=drawing.prompt, seed=drawing.seed, batch_size=at_once, preview_every=0)
 
 
 def _draw(
