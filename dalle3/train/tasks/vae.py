@@ -142,24 +142,6 @@ class VaeTask:
         return Checkpoint(kind=self.model.kind, config=self.model.config, state=state)
 
 
-class AutoencoderObjective(nn.Module):
-    """The error of a discrete VAE whose codes are left out."""
-
-    def __init__(self, vae: DiscreteVAE) -> None:
-        super().__init__()
-        check_width(vae)
-        self.vae = vae
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Metrics]:
-        """How far the network's pictures are from `images`, (B, 3, H, W) in [0, 1], on its scale."""
-        drawn = self.vae.decoder(features(self.vae, images)).float()
-        return self.vae.distance(drawn, self.vae.normalise(images)), {}
-
-    def left_out(self) -> list[nn.Parameter]:
-        """What has no part in any loss."""
-        return weights_of_codes(self.vae)
-
-
 class AutoencoderTask(VaeTask):
     """The first stage of a quick discrete VAE: encoder and decoder without codes, before `codebook.set_codebook`.
 
@@ -168,12 +150,12 @@ class AutoencoderTask(VaeTask):
     """
 
     def __init__(self, vae: DiscreteVAE) -> None:
+        check_width(vae)
         super().__init__(vae, VaeTaskConfig())
-        self.objective = AutoencoderObjective(vae)
 
     def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
-        """Pictures in [0, 1]."""
-        return {"images": to_unit(batch.content, self.model.codebook.weight.device)}
+        """As `VaeTask.prepare`, without codes at any step."""
+        return {**super().prepare(batch, step=step, rng=rng), "coded": False}
 
     def preview(self, batch: Batch, *, rng: torch.Generator) -> Preview:
         """Pictures above what is left of them."""
