@@ -44,7 +44,7 @@ from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
 from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
 from dalle3.train.tasks.denoising import PREVIEWED, DenoisingConfig
 from dalle3.train.tasks.diffusion import DiffusionTask, DiffusionTaskConfig
-from dalle3.train.tasks.reward import Recognition, RewardConfig, RewardTask
+from dalle3.train.tasks.reward import Recognition, RewardConfig, RewardTask, check_draws
 from dalle3.train.tasks.upsampler import UpsamplerTask
 from dalle3.train.tasks.vae import VaeTask, VaeTaskConfig
 from dalle3.train.tasks.vqgan import AdversarialConfig, GumbelTaskConfig, VqganTask, VqganTaskConfig
@@ -197,11 +197,12 @@ def make_reward(args: argparse.Namespace, place: RunConfig, device: torch.device
     source = open_for_dalle(place)
     given = {"config": from_args(DalleTaskConfig, args), "seed": seed, "device": device}
     base, checkpoint = finetune.dalle_task_from(path, args, flag="--init_from", **given)
+    own = dataclasses.replace(checkpoint.recommended, best_of=None)  # there is no CLIP beside a checkpoint of a run
+    draws = from_args(Recommended, args).instead_of(own)
+    check_draws(draws)
     name, beside = from_args(RewardingClip, args).clip, {"device": device, "tokenizer": base.tokenizer}
     clip, ids = load_clip(name, **beside) if name else load_default_clip(path, **beside)
     others = list(dict.fromkeys(_captions(source, rewards.among)))
-    own = dataclasses.replace(checkpoint.recommended, best_of=None)  # there is no CLIP beside a checkpoint of a run
-    draws = from_args(Recommended, args).instead_of(own)
     task = RewardTask(base, Recognition(clip, ids, others[: rewards.among]), rewards, draws=draws)
     return finish_dalle(task, source, from_args(CropConfig, args), seed)
 

@@ -153,11 +153,7 @@ class RewardTask(DalleTask):
             codec_checkpoint=base.codec_checkpoint,
         )
         self.recognition, self.rewards, self.draws = recognition, config, draws
-        self.sampling = draws.settled(Recommended())
-        if self.sampling.temperature == 0:
-            raise ConfigError(
-                "temperature is 0; a DALLE that is rewarded must draw different pictures: make it above 0"
-            )
+        self.sampling = check_draws(draws)
         self.objective = RewardObjective(base.dalle, self.sampling, config.data_weight)
 
     def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
@@ -193,6 +189,14 @@ class RewardTask(DalleTask):
     def checkpoint(self, state: dict[str, Tensor]) -> Checkpoint:
         """The DALLE with its image tokenizer, and how it was trained to draw."""
         return dataclasses.replace(super().checkpoint(state), recommended=self.draws)
+
+
+def check_draws(draws: Recommended) -> Sampling:
+    """How a DALLE draws that is to draw as `draws` says; raises ConfigError where every picture would be the same."""
+    sampling = draws.settled(Recommended())
+    if sampling.temperature == 0:
+        raise ConfigError("temperature is 0; a DALLE that is rewarded must draw different pictures: make it above 0")
+    return sampling
 
 
 def advantages(rewards: Tensor) -> Tensor:
