@@ -5,6 +5,8 @@ Shapes: B pictures of a batch, T steps of the chain, L losses remembered of each
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +63,31 @@ class AngleTimesteps(UniformTimesteps):
         """How often each step is drawn, (T,), float64, summing to 1."""
         (steps,) = torch.gradient(self.angles.double())
         return steps / steps.sum()
+
+    def weights(self, shares: Tensor) -> Tensor:
+        """Ones (B,)."""
+        return torch.ones_like(shares)
+
+
+class VisitedTimesteps(UniformTimesteps):
+    """The steps that a respaced chain visits, each as often, and no others; losses count as they are drawn.
+
+    Args:
+        visited: steps of the whole chain, as `Process.timestep_map`.
+        num_timesteps: T.
+    """
+
+    visited: Tensor
+
+    def __init__(self, visited: Sequence[int], num_timesteps: int) -> None:
+        super().__init__(num_timesteps)
+        self.register_buffer("visited", torch.tensor(visited), persistent=False)
+
+    def shares(self) -> Tensor:
+        """How often each step is drawn, (T,), float64, summing to 1."""
+        shares = torch.zeros(self.num_timesteps, dtype=torch.float64)
+        shares[self.visited.cpu()] = 1 / len(self.visited)
+        return shares
 
     def weights(self, shares: Tensor) -> Tensor:
         """Ones (B,)."""

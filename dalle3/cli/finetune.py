@@ -33,7 +33,8 @@ MERGED = "merged"  # the folder in a run's
 # What a model may be trained on with; other flags would make it another model.
 MAY_CHANGE = {
     *("attn_dropout", "ff_dropout", "dropout", "loss_img_weight", "kl_div_loss_weight", "kl_weight", "beta"),
-    *("smooth_l1_loss", "temperature", "straight_through", "reinmax", "loss"),
+    *("smooth_l1_loss", "temperature", "straight_through", "reinmax"),
+    *("loss", "respacing"),
 }
 MAY_BEGIN = {"caption_maps"}  # where it is 0: what comes with it starts at nothing, so the model is what it was
 

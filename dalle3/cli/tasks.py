@@ -27,7 +27,7 @@ from dalle3.errors import ConfigError
 from dalle3.log import note
 from dalle3.models.clip import ClipConfig
 from dalle3.models.dalle import DalleConfig
-from dalle3.models.decoder import DecoderConfig, UpsamplerConfig
+from dalle3.models.decoder import DEFAULT_RESPACING, DecoderConfig, UpsamplerConfig
 from dalle3.models.discrete_vae import DiscreteVAEConfig
 from dalle3.models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from dalle3.models.vqgan import VQGAN, GumbelVQ, GumbelVQConfig, VQGANConfig
@@ -112,6 +112,16 @@ class SmallSize:
     """What an upsampler enlarges."""
 
     small_size: int = option(64, help="pixels a side of the pictures it enlarges to --image_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Respacing:
+    """How many steps a diffusion model is meant to draw in."""
+
+    respacing: str = option(
+        DEFAULT_RESPACING,
+        help="the steps it takes where none are asked for, which --schedule_sampler visited trains on: angle3, 25, ...",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,14 +253,14 @@ def make_diffusion(args: argparse.Namespace, place: RunConfig, device: torch.dev
 
 def decoder_config(args: argparse.Namespace, derived: dict[str, Any]) -> DecoderConfig:
     """The decoder that the flags describe."""
-    return DecoderConfig(**_unet(args, derived), spread=from_args(Spread, args).spread)
+    return DecoderConfig(**_network(args, derived), spread=from_args(Spread, args).spread)
 
 
 def make_upsampler(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
 
     def config() -> UpsamplerConfig:
-        return UpsamplerConfig(**_unet(args, {}), small_size=from_args(SmallSize, args).small_size)
+        return UpsamplerConfig(**_network(args, {}), small_size=from_args(SmallSize, args).small_size)
 
     model = begin("super_res_unet", finetune.read_start("super_res_unet", args), config, args, seed=seed, device=device)
     stream, held_out = _pictures(args, place, model.settings, seed)
@@ -288,11 +298,12 @@ def _adversarial(
     return VqganTask(model, adversary, config, perceptual=perceptual), stream, described
 
 
-def _unet(args: argparse.Namespace, derived: dict[str, Any]) -> dict[str, Any]:
-    """Network and process of a diffusion model as the flags have them."""
+def _network(args: argparse.Namespace, derived: dict[str, Any]) -> dict[str, Any]:
+    """Network, process and steps of a diffusion model as the flags have them."""
     process = from_args(ProcessConfig, args)
     base = {"image_size": 256, "learn_sigma": process.learned_variance, **derived}
-    return {"unet": from_args(UNetConfig, args, base=base), "process": process}
+    unet, respacing = from_args(UNetConfig, args, base=base), from_args(Respacing, args).respacing
+    return {"unet": unet, "process": process, "respacing": respacing}
 
 
 def _described(config: DecoderConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dalle3.cli import finetune
 from dalle3.cli.tasks import (
     HeldOut,
     Made,
+    Respacing,
     RewardingClip,
     RunConfig,
     SmallSize,
@@ -65,7 +66,7 @@ SHARED = {
     "trackers": TrackerConfig,
 }
 ADVERSARY = {"discriminator": DiscriminatorConfig}
-DENOISER = {"model": UNetConfig, "process": ProcessConfig, "previews": HeldOut}
+DENOISER = {"model": UNetConfig, "process": ProcessConfig, "drawing": Respacing, "previews": HeldOut}
 MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
     "vae": ("DALLE-pytorch's discrete VAE", {"model": DiscreteVAEConfig, "codes": VaeTaskConfig}, make_vae),
     "vqgan": ("taming's VQGAN", {"model": VQGANConfig, **ADVERSARY, "losses": VqganTaskConfig}, make_vqgan),

@@ -47,7 +47,8 @@ class DecoderConfig:
     )
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a guidance that cannot be, or predictions counted from a picture it does not see."""
+        """Raises ConfigError for steps or a guidance that cannot be, or a spread around a picture it does not see."""
+        self.chain()
         if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
             raise ConfigError(f"guidance_scale is {self.guidance_scale}; it must be a number from 0 on")
         if self.guidance_scale != 1 and not self.unet.null_embedding:

@@ -69,6 +69,18 @@ def test_a_decoder_goes_on_by_another_error(models, tmp_path):
     assert "l1" in json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
 
 
+def test_a_decoder_is_trained_on_the_one_step_it_is_to_draw_in(models, tmp_path):
+    flags = {"respacing": "angle1", "schedule_sampler": "visited", "init_from": models / "diffusion"}
+    assert train(models, "diffusion", tmp_path / "run", **flags) == 0
+    assert read_folder(tmp_path / "run" / "step-00000002").config.respacing == "angle1"
+
+
+def test_steps_that_cannot_be_are_one_line(models, tmp_path, capfd):
+    assert train(models, "diffusion", tmp_path / "run", init_from=models / "diffusion", respacing="angel1") == 2
+    assert "angel1" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dalle_may_get_caption_maps_and_keep_them(models, tmp_path):
     flags = {"truncate_captions": None, "steps": 1}
     assert train(models, "dalle", tmp_path / "one", init_from=models / "dalle", caption_maps=2, **flags) == 0

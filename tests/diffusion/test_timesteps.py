@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from diffusion.schedule import make_betas, noise_angles
-from diffusion.timesteps import AngleTimesteps, LossAwareTimesteps, UniformTimesteps
+from diffusion.timesteps import AngleTimesteps, LossAwareTimesteps, UniformTimesteps, VisitedTimesteps
 
 
 def learnt(steps: int) -> LossAwareTimesteps:
@@ -55,3 +55,11 @@ def test_the_history_is_part_of_the_state():
     restored = LossAwareTimesteps(4)
     restored.load_state_dict(learnt(4).state_dict())
     assert torch.equal(restored.shares(), learnt(4).shares())
+
+
+def test_only_the_steps_that_sampling_visits_are_trained_on():
+    timesteps = VisitedTimesteps((0, 60, 999), 1000)
+    t, weights = timesteps.draw(300, rng=torch.Generator().manual_seed(0))
+    assert set(t.tolist()) == {0, 60, 999}
+    assert min(t.tolist().count(step) for step in (0, 60, 999)) > 80
+    assert torch.equal(weights, torch.ones(300))

@@ -56,6 +56,14 @@ def test_steps_at_an_even_angle_are_of_little_noise_where_much_is_known():
     assert shares[0] > 0.7 > 0.4 > shares[1]
 
 
+def test_steps_that_sampling_does_not_visit_are_left_out():
+    task = diffusion_task(DiffusionTaskConfig(schedule_sampler="visited"))
+    assert set(task.model.settings.chain().timestep_map) == set(
+        task.objective.timesteps.shares().nonzero().flatten().tolist()
+    )
+    assert len(task.model.settings.chain().timestep_map) < task.objective.timesteps.num_timesteps
+
+
 def test_withheld_codes_change_nothing():
     task = diffusion_task()
     inputs = task.prepare(batch(), step=0, rng=generator(0, "prepare"))

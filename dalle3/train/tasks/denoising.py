@@ -26,7 +26,7 @@ from diffusion.losses import training_losses
 from diffusion.process import Network, Process
 from diffusion.samplers import SAMPLERS, finish, per_image_noise
 from diffusion.schedule import noise_angles
-from diffusion.timesteps import AngleTimesteps, LossAwareTimesteps, UniformTimesteps
+from diffusion.timesteps import AngleTimesteps, LossAwareTimesteps, UniformTimesteps, VisitedTimesteps
 
 PREVIEWED, PREVIEW_STEPS = 4, 20
 Condition = dict[str, Tensor]
@@ -36,16 +36,19 @@ Condition = dict[str, Tensor]
 class DenoisingConfig:
     """How the steps of the chain are drawn while it trains."""
 
-    schedule_sampler: Literal["uniform", "angle", "loss-second-moment"] = option(
+    schedule_sampler: Literal["uniform", "angle", "visited", "loss-second-moment"] = option(
         "uniform",
-        help="which steps are trained on: all alike, those where few-step sampling goes (evenly in its angle), or more "
-        "often those whose losses are large",
+        help="which steps are trained on: all alike, those where few-step sampling goes (evenly in its angle), those "
+        "alone that the decoder's own number of steps visits, or more often those whose losses are large",
     )
 
-    def timesteps(self, process: Process, *, data_std: float) -> UniformTimesteps:
-        """What draws the steps of a chain, for a network that knows pixels up to a deviation of `data_std`."""
+    def timesteps(self, settings: DecoderConfig) -> UniformTimesteps:
+        """What draws the steps of the whole chain of a network with `settings`."""
+        process = Process(settings.process)
         if self.schedule_sampler == "angle":
-            return AngleTimesteps(noise_angles(process.betas, data_std=data_std))
+            return AngleTimesteps(noise_angles(process.betas, data_std=settings.data_std))
+        if self.schedule_sampler == "visited":
+            return VisitedTimesteps(settings.chain().timestep_map, process.num_timesteps)
         kind = UniformTimesteps if self.schedule_sampler == "uniform" else LossAwareTimesteps
         return kind(process.num_timesteps)
 

@@ -88,7 +88,7 @@ class DiffusionTask(DenoisingTask):
     ) -> None:
         check_codec(model.settings, codec, config)
         process = Process(model.settings.process)
-        timesteps = config.timesteps(process, data_std=model.settings.data_std)
+        timesteps = config.timesteps(model.settings)
         super().__init__(model, DecoderObjective(model, process, timesteps), held_out=held_out)
         self.config = config
         assert isinstance(codec, nn.Module)

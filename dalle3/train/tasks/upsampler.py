@@ -33,7 +33,7 @@ class UpsamplerTask(DenoisingTask):
 
     def __init__(self, model: Upsampler, config: DenoisingConfig, *, held_out: Tensor | None = None) -> None:
         process = Process(model.settings.process)
-        timesteps = config.timesteps(process, data_std=model.settings.data_std)
+        timesteps = config.timesteps(model.settings)
         super().__init__(model, UpsamplerObjective(model, process, timesteps), held_out=held_out)
 
     def condition(self, images: Tensor, *, rng: torch.Generator | None) -> Condition:
