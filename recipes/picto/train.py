@@ -36,8 +36,11 @@ FLAGS = {"dalle": "--dalle_path", "clip": "--clip", "decoder": "--decoder"}  # o
 CODES, PICTURES = "codes", "pictures"
 SOURCES = (CODES, *LESSONS, PICTURES)
 PART = {"train", "share", "flags"}  # what a size says of each part
-FINISH = "finish"  # the image tokenizer once more, its codes as they are; a size may do without
-STAGES = (("codec", "clip"), (FINISH,), ("dalle", "decoder"))  # what is in one needs only what is in those before
+# Parts that begin where another ended and take its place; a size may do without.
+FINISH = {"codec": "codec_finish", "decoder": "decoder_finish"}
+CODED = ("dalle", "decoder")  # what needs codes
+# What is in one of these needs only what is in those before.
+STAGES = (("codec", "clip"), (FINISH["codec"],), CODED, (FINISH["decoder"],))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +106,21 @@ class Plan:
         """The flags of what a part needs of those before it."""
         if name == "codec":
             return []
-        if name == FINISH:
+        if name == FINISH["codec"]:
             return ["--init_from", str(self.run("codec").checkpoint)]
+        if name == FINISH["decoder"]:
+            return [*self.needs("decoder"), "--init_from", str(self.run("decoder").checkpoint)]
         words = ["--bpe_path", str(self.out / "words" / "tokenizer.json"), "--hug"]
         if name == "clip":
             return words
         codec = ["--vae_path", str(self.codec)]
         return [*codec, *words] if name == "dalle" else [*codec, "--held_out", pattern(self.data, VAL)]
+
+    def last(self, name: str) -> Path:
+        """The newest checkpoint of a part, or of what finishes it where that has one."""
+        finish = FINISH.get(name, name)
+        begun = finish in self.size["parts"] and any((self.out / finish).glob("step-*"))
+        return self.run(finish if begun else name).checkpoint
 
     @property
     def codec(self) -> Path:
@@ -145,7 +156,7 @@ def carry_out(plan: Plan, *, together: bool, workers: int, until: float, stop: t
     """Goes through the stages; the exit code."""
     learn_words(plan)
     for stage in STAGES:
-        if stage == STAGES[-1]:
+        if stage == CODED:
             freeze_codec(plan)
             encode(plan, processes=max(1, workers))
             prepare_lessons(plan)
@@ -159,7 +170,7 @@ def carry_out(plan: Plan, *, together: bool, workers: int, until: float, stop: t
 
 def grouped(plan: Plan, stage: Sequence[str], *, together: bool) -> Iterator[list[Run]]:
     """The unfinished trainings of a stage, each alone, or all side by side with the time of all."""
-    frozen = ("codec", FINISH) if plan.codec.is_dir() else ()
+    frozen = ("codec", FINISH["codec"]) if plan.codec.is_dir() else ()
     runs = [plan.run(name) for name in stage if name in plan.size["parts"] and name not in frozen]
     if not together:
         yield from ([run] for run in runs if not run.finished)
@@ -194,9 +205,8 @@ def captions(data: Path) -> Iterator[str]:
 def freeze_codec(plan: Plan) -> None:
     """Sets aside the image tokenizer that the codes are made by."""
     if not plan.codec.is_dir():
-        last = plan.run(FINISH if FINISH in plan.size["parts"] else "codec").checkpoint
         with whole_folder(plan.codec) as partial:
-            shutil.copytree(last, partial, ignore=shutil.ignore_patterns("train"), dirs_exist_ok=True)
+            shutil.copytree(plan.last("codec"), partial, ignore=shutil.ignore_patterns("train"), dirs_exist_ok=True)
 
 
 def encode(plan: Plan, *, processes: int) -> None:
@@ -219,8 +229,7 @@ def pack(plan: Plan) -> None:
     """Puts all into the folder `model`, with the credit its data asks for, in place of one of an earlier call."""
     folder, fresh = plan.out / "model", plan.out / "model-fresh"
     shutil.rmtree(fresh, ignore_errors=True)
-    parts = {name: str(plan.run(name).checkpoint) for name in FLAGS}
-    paths = [word for name, flag in FLAGS.items() for word in (flag, parts[name])]
+    paths = [word for name, flag in FLAGS.items() for word in (flag, str(plan.last(name)))]
     best = as_flags(plan.size.get("recommended", {}))
     call_all(["pack", str(fresh), *paths, "--most_mb", "60", *best], processes=1)
     if (credit := plan.data / CREDIT).exists():
@@ -253,13 +262,15 @@ def _whole(size: Any) -> bool:
     """Whether a size says of each part what `Plan` reads."""
     try:
         parts = size["parts"]
-        return "words" in size and all(parts[name].keys() >= PART for name in (*_needed(), *{FINISH} & parts.keys()))
+        return "words" in size and all(
+            parts[name].keys() >= PART for name in (*_needed(), *parts.keys() & FINISH.values())
+        )
     except (AttributeError, KeyError, TypeError):
         return False
 
 
 def _needed() -> list[str]:
-    return [name for stage in STAGES for name in stage if name != FINISH]
+    return [name for stage in STAGES for name in stage if name not in FINISH.values()]
 
 
 def check_phases(name: str, phases: list[dict[str, Any]]) -> None:

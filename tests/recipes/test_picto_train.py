@@ -144,7 +144,7 @@ def forever() -> float:
 def test_every_flag_of_a_size_is_one_of_dalle3_train(size, data):
     parser = argparse.ArgumentParser(exit_on_error=False)
     train_command.add_arguments(parser)
-    made = trained(plan(data, size), "codec")
+    made = trained(plan(data, size), "codec", "decoder")
     for name in made.size["parts"]:
         for phase in made.run(name).phases:
             parser.parse_args(phase.arguments[1:])
@@ -173,8 +173,17 @@ def test_an_image_tokenizer_that_is_finished_begins_with_the_one_before_and_take
     made = trained(plan(data), "codec")
     ((finish,),) = grouped(made, STAGES[1], together=False)
     assert flag(finish.phases[0].arguments, "--init_from") == str(made.out / "codec" / "step-00000001")
-    freeze_codec(trained(made, "finish"))
-    assert (made.codec / "config.json").read_text() == "finish"
+    freeze_codec(trained(made, "codec_finish"))
+    assert (made.codec / "config.json").read_text() == "codec_finish"
+
+
+def test_a_decoder_that_is_finished_begins_with_the_one_before_and_is_packed(data):
+    made = trained(plan(data), "decoder")
+    assert made.last("decoder").parent.name == "decoder"
+    ((finish,),) = grouped(made, STAGES[3], together=False)
+    assert flag(finish.phases[0].arguments, "--init_from") == str(made.out / "decoder" / "step-00000001")
+    assert flag(finish.phases[0].arguments, "--vae_path") == str(made.codec)
+    assert trained(made, "decoder_finish").last("decoder").parent.name == "decoder_finish"
 
 
 def test_a_size_may_do_without_finishing_its_image_tokenizer(data):
@@ -235,7 +244,7 @@ def test_runs_of_several_processes_are_stopped_and_saved_or_said_not_to_be(tmp_p
 
 
 def test_several_processes_share_the_batches_of_a_size(data):
-    alone, shared = trained(plan(data), "codec"), plan(data, processes=2)
+    alone, shared = trained(plan(data), "codec", "decoder"), plan(data, processes=2)
     for name in alone.size["parts"]:
         assert [2 * size for size in batch_sizes(shared.run(name))] == batch_sizes(alone.run(name))
 
