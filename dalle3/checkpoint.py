@@ -182,14 +182,17 @@ def build_codec(checkpoint: Checkpoint, device: torch.device) -> Any:
     """An image tokenizer to read and draw codes with, in float32 whatever the number format of its file.
 
     So it makes the codes that it makes wherever it is used, on every machine: many processors multiply other formats
-    a hundred times slower. Who writes down what it is known by has to take that from `checkpoint`.
+    a hundred times slower. It is for networks at rest: `checkpoint_of` knows them by `checkpoint`.
     """
-    return build(checkpoint, device=device, dtype=torch.float32)
+    codec: Any = build(checkpoint, device=device, dtype=torch.float32)
+    codec.built_from = checkpoint
+    return codec
 
 
 def checkpoint_of(codec: Any) -> Checkpoint:
-    """An image tokenizer's network as a checkpoint, in the number format it is in."""
-    return Checkpoint(kind=codec.kind, config=codec.config, state=codec.state_dict())
+    """What `build_codec` built an image tokenizer's network from; of another network, what it is now."""
+    now = Checkpoint(kind=codec.kind, config=codec.config, state=codec.state_dict())
+    return getattr(codec, "built_from", now)
 
 
 def verify(checkpoint: Checkpoint) -> nn.Module:

@@ -44,54 +44,50 @@ class UniformTimesteps(nn.Module):
         """Learns the losses (B,) of steps (B,), before weighting."""
 
 
-class AngleTimesteps(UniformTimesteps):
-    """Steps evenly in the angle from picture to noise, which is where samplers of few steps go.
-
-    Losses count as they are drawn: the network is to be good there, at the cost of other steps.
+class PreferredTimesteps(UniformTimesteps):
+    """Some steps more often than others, for good; losses count as drawn: the network is to be good there, at a cost.
 
     Args:
-        angles: (T,), increasing, as `schedule.noise_angles`.
+        often: (T,), from 0 on, how often each is drawn in proportion.
     """
 
-    angles: Tensor
+    often: Tensor
 
-    def __init__(self, angles: Tensor) -> None:
-        super().__init__(len(angles))
-        self.register_buffer("angles", angles, persistent=False)
+    def __init__(self, often: Tensor) -> None:
+        super().__init__(len(often))
+        self.register_buffer("often", often.double() / often.double().sum(), persistent=False)
 
     def shares(self) -> Tensor:
         """How often each step is drawn, (T,), float64, summing to 1."""
-        (steps,) = torch.gradient(self.angles.double())
-        return steps / steps.sum()
+        return self.often
 
     def weights(self, shares: Tensor) -> Tensor:
         """Ones (B,)."""
         return torch.ones_like(shares)
 
 
-class VisitedTimesteps(UniformTimesteps):
-    """The steps that a respaced chain visits, each as often, and no others; losses count as they are drawn.
+class AngleTimesteps(PreferredTimesteps):
+    """Steps evenly in the angle from picture to noise, which is where samplers of few steps go.
+
+    Args:
+        angles: (T,), increasing, as `schedule.noise_angles`.
+    """
+
+    def __init__(self, angles: Tensor) -> None:
+        (often,) = torch.gradient(angles.double())
+        super().__init__(often)
+
+
+class VisitedTimesteps(PreferredTimesteps):
+    """The steps that a respaced chain visits, each as often, and no others.
 
     Args:
         visited: steps of the whole chain, as `Process.timestep_map`.
         num_timesteps: T.
     """
 
-    visited: Tensor
-
     def __init__(self, visited: Sequence[int], num_timesteps: int) -> None:
-        super().__init__(num_timesteps)
-        self.register_buffer("visited", torch.tensor(visited), persistent=False)
-
-    def shares(self) -> Tensor:
-        """How often each step is drawn, (T,), float64, summing to 1."""
-        shares = torch.zeros(self.num_timesteps, dtype=torch.float64)
-        shares[self.visited.cpu()] = 1 / len(self.visited)
-        return shares
-
-    def weights(self, shares: Tensor) -> Tensor:
-        """Ones (B,)."""
-        return torch.ones_like(shares)
+        super().__init__(torch.zeros(num_timesteps).index_fill(0, torch.tensor(visited), 1))
 
 
 class LossAwareTimesteps(UniformTimesteps):

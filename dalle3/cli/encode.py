@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     codec = build_codec(checkpoint, device)
     keep_freed_memory()
     source = open_pictures(config.image_text_folder, columns=config.wds)
-    maker = codec_of(checkpoint, grid=config.image_grid or checkpoint_grid(codec))
+    maker = codec_of(codec, grid=config.image_grid or checkpoint_grid(codec))
     prior = _read_prior(config, checkpoint, maker.grid)
     _settle(config, crop, maker, num_samples=len(source), prior=prior)
     encoder = codec

@@ -183,11 +183,9 @@ def dalle_task_from(
     lora = from_args(LoraConfig, args)
     if lora.lora_rank:
         with seeded(seed, "weights"):
-            beside = lora.beside(checkpoint, path)
-            task = DalleLoraTask(dalle, built, words, config, lora=beside, codec_checkpoint=codec)
-        return task, checkpoint
+            return DalleLoraTask(dalle, built, words, config, lora=lora.beside(checkpoint, path)), checkpoint
     from_args(TuningConfig, args).choose(dalle)
-    return DalleTask(dalle, built, words, config, codec_checkpoint=codec), checkpoint
+    return DalleTask(dalle, built, words, config), checkpoint
 
 
 def described(args: argparse.Namespace, task: Task) -> dict[str, Any]:

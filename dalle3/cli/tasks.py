@@ -188,13 +188,11 @@ def make_dalle(args: argparse.Namespace, place: RunConfig, device: torch.device,
     if path := finetune.dalle_to_begin_with(args):
         given = {"config": from_args(DalleTaskConfig, args), "seed": seed, "device": device}
         return finish_dalle(finetune.dalle_task_from(path, args, flag="--init_from", **given)[0], source, crop, seed)
-    checkpoint = _codec(args, None)
-    codec = build_codec(checkpoint, device)
+    codec = build_codec(_codec(args, None), device)
     words = read_or_train_words(from_args(WordsConfig, args), source)
     derived = {"num_text_tokens": words.vocab_size, "num_image_tokens": codec.num_tokens}
     dalle = begin("dalle", None, lambda: from_args(DalleConfig, args, base=derived), args, seed=seed, device=device)
-    task = DalleTask(dalle, codec, words, from_args(DalleTaskConfig, args), codec_checkpoint=checkpoint)
-    return finish_dalle(task, source, crop, seed)
+    return finish_dalle(DalleTask(dalle, codec, words, from_args(DalleTaskConfig, args)), source, crop, seed)
 
 
 def make_reward(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
@@ -242,13 +240,11 @@ def finish_dalle(task: DalleTask, source: Source, crop: CropConfig, seed: int) -
 def make_diffusion(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
     """The task, its data and what config.json says of them."""
     start, task_config = finetune.read_start("unet", args), from_args(DiffusionTaskConfig, args)
-    checkpoint = _codec(args, start)
-    codec = build_codec(checkpoint, device)
+    codec = build_codec(_codec(args, start), device)
     derived = {"emb_input_dims": codec.embed_dim, "null_embedding": task_config.emb_dropout > 0}
     model = begin("unet", start, lambda: decoder_config(args, derived), args, seed=seed, device=device)
     stream, held_out = _pictures(args, place, model.settings, seed)
-    task = DiffusionTask(model, codec, task_config, held_out=held_out, codec_checkpoint=checkpoint)
-    return task, stream, _described(model.settings)
+    return DiffusionTask(model, codec, task_config, held_out=held_out), stream, _described(model.settings)
 
 
 def decoder_config(args: argparse.Namespace, derived: dict[str, Any]) -> DecoderConfig:

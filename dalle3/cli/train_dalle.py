@@ -153,7 +153,7 @@ def _new(
     }
     config = from_args(DalleConfig, args, base={**DEFAULTS[DalleConfig], **derived})
     dalle = finetune.begin("dalle", None, lambda: config, args, seed=loop.seed, device=device)
-    task = DalleTask(dalle, build_codec(codec, device), words, _captions(args), codec_checkpoint=codec)
+    task = DalleTask(dalle, build_codec(codec, device), words, _captions(args))
     return finish_dalle(task, source, from_args(CropConfig, args), loop.seed), None
 
 

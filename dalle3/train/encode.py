@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dalle3.checkpoint import Checkpoint, checkpoint_of, describe_codec
+from dalle3.checkpoint import checkpoint_of, describe_codec
 from dalle3.data.base import Source, readable
 from dalle3.data.codes import Codec, codec_of_shard, write_shard
 from dalle3.data.loader import no_larger_than_needed
@@ -55,8 +55,7 @@ def encode(
         codes, captions = _encode_shard(source, transform, codec, indices, seed)
         if captions:
             paths.append(shard_path(folder, number))
-            maker = codec_of(checkpoint_of(codec), grid=codes.shape[-1])
-            write_shard(paths[-1], codes, captions=captions, codec=maker)
+            write_shard(paths[-1], codes, captions=captions, codec=codec_of(codec, grid=codes.shape[-1]))
     return paths
 
 
@@ -99,9 +98,9 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"codes-{number:05d}.safetensors"
 
 
-def codec_of(checkpoint: Checkpoint, *, grid: int) -> Codec:
+def codec_of(codec: ImageTokenizer, *, grid: int) -> Codec:
     """What a shard says of the image tokenizer that made it."""
-    return Codec(**describe_codec(checkpoint, grid=grid))
+    return Codec(**describe_codec(checkpoint_of(codec), grid=grid))
 
 
 def _check_maker(path: Path, maker: Codec) -> None:

@@ -75,21 +75,11 @@ class DalleObjective(nn.Module):
 class DalleTask:
     """A DALLE, the tokenizers whose ids it speaks, and pictures or codes made by that image tokenizer.
 
-    Args:
-        codec_checkpoint: what `codec` was built from, where that has other number formats; it is known by that.
     Raises:
         ConfigError: the model's vocabularies or grid are not those of its tokenizers.
     """
 
-    def __init__(
-        self,
-        dalle: Dalle,
-        codec: ImageTokenizer,
-        tokenizer: Tokenizer,
-        config: DalleTaskConfig,
-        *,
-        codec_checkpoint: Checkpoint | None = None,
-    ) -> None:
+    def __init__(self, dalle: Dalle, codec: ImageTokenizer, tokenizer: Tokenizer, config: DalleTaskConfig) -> None:
         check_vocabularies(dalle.config, codec, tokenizer)
         self.model: nn.Module = dalle
         self.dalle, self.tokenizer, self.config = dalle, tokenizer, config
@@ -97,7 +87,7 @@ class DalleTask:
         self.objective = DalleObjective(dalle)
         assert isinstance(codec, nn.Module)
         self.codec = codec.eval().requires_grad_(False)
-        self.codec_checkpoint = codec_checkpoint or checkpoint_of(codec)
+        self.codec_checkpoint = checkpoint_of(codec)
 
     @property
     def tokens_per_sample(self) -> int:
@@ -175,9 +165,8 @@ class DalleLoraTask(DalleTask):
         config: DalleTaskConfig,
         *,
         lora: DalleLoraConfig,
-        codec_checkpoint: Checkpoint | None = None,
     ) -> None:
-        super().__init__(adapted(dalle, lora), codec, tokenizer, config, codec_checkpoint=codec_checkpoint)
+        super().__init__(adapted(dalle, lora), codec, tokenizer, config)
         self.model, self.lora = Adapters(dalle), lora
 
     def checkpoint(self, state: dict[str, Tensor]) -> Checkpoint:

@@ -68,8 +68,6 @@ class DecoderObjective(DenoisingObjective):
 class DiffusionTask(DenoisingTask):
     """A diffusion decoder and the image tokenizer whose codes it reads.
 
-    Args:
-        codec_checkpoint: what `codec` was built from, where that has other number formats; it is known by that.
     Raises:
         ConfigError: the decoder cannot take these codes.
     """
@@ -84,7 +82,6 @@ class DiffusionTask(DenoisingTask):
         config: DiffusionTaskConfig,
         *,
         held_out: Tensor | None = None,
-        codec_checkpoint: Checkpoint | None = None,
     ) -> None:
         check_codec(model.settings, codec, config)
         process = Process(model.settings.process)
@@ -93,7 +90,7 @@ class DiffusionTask(DenoisingTask):
         self.config = config
         assert isinstance(codec, nn.Module)
         self.codec = codec.eval().requires_grad_(False)
-        self._codec_checkpoint = codec_checkpoint or checkpoint_of(codec)
+        self._codec_checkpoint = checkpoint_of(codec)
 
     def condition(self, images: Tensor, *, rng: torch.Generator | None) -> Condition:
         """What the decoder is told of pictures (B, 3, H, W) in [0, 1], their codes, and which are withheld (B,)."""

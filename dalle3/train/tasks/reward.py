@@ -145,13 +145,7 @@ class RewardTask(DalleTask):
     """
 
     def __init__(self, base: DalleTask, recognition: Recognition, config: RewardConfig, *, draws: Recommended) -> None:
-        super().__init__(
-            base.dalle,
-            base.codec,  # type: ignore[arg-type]
-            base.tokenizer,
-            base.config,
-            codec_checkpoint=base.codec_checkpoint,
-        )
+        super().__init__(base.dalle, base.codec, base.tokenizer, base.config)  # type: ignore[arg-type]
         self.recognition, self.rewards, self.draws = recognition, config, draws
         self.sampling = check_draws(draws)
         self.objective = RewardObjective(base.dalle, self.sampling, config.data_weight)
