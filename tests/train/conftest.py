@@ -126,12 +126,12 @@ def clip_task() -> ClipTask:
         return ClipTask(Clip(config), words, ClipTaskConfig())
 
 
-def reward_task(*, data_weight: float = 0.5, **how: float) -> RewardTask:
+def reward_task(*, data_weight: float = 0.5, captions: Path | None = None, **how: float) -> RewardTask:
     """The DALLE of `dalle_task`, rewarded for what the CLIP of `clip_task` sees."""
     base, clip = dalle_task(), clip_task().model
     assert isinstance(clip, Clip)
     ids = partial(tokenize, base.tokenizer, length=6, truncate=True)
-    rewards = RewardConfig(group_size=3, among=4, data_weight=data_weight)
+    rewards = RewardConfig(group_size=3, among=4, data_weight=data_weight, captions=captions)
     recognition = Recognition(clip, ids, [f"a {color} square" for color in COLORS])
     return RewardTask(base, recognition, rewards, draws=Recommended(**{"cond_scale": 2.0, "top_p": 0.9, **how}))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from dalle3.data.loader import Batch
 from dalle3.decoding import Decoder
-from dalle3.errors import ConfigError
+from dalle3.errors import ConfigError, DataError, PromptError
 from dalle3.models.dalle import Dalle
 from dalle3.sampling import Sampling
+from dalle3.train.tasks.captions import caption_rows
 from dalle3.train.tasks.reward import Recognition, RewardConfig, RewardTask, advantages, log_chances
 from tests.train.conftest import clip_task, reward_task
 
@@ -153,6 +155,41 @@ def test_pictures_of_the_data_count_with_their_weight() -> None:
     assert float(loss - policy) == pytest.approx(0.5 * float(usual), rel=1e-4)
     assert metrics["image_loss"] == parts["image"]
     assert "image_loss" not in others
+
+
+def test_captions_of_a_file_are_drawn_for_beside_the_data(tmp_path: Path) -> None:
+    wishes = tmp_path / "wishes.txt"
+    wishes.write_text("red\n\n  blue \n", encoding="utf-8")
+    task = reward_task(data_weight=0.5, captions=wishes)
+    asked: list[str] = []
+    task.recognition = lambda pictures, caption: asked.append(caption) or (torch.zeros(2), torch.ones(2))  # type: ignore[assignment, func-returns-value]
+    for step in range(10):
+        inputs = task.prepare(batch(), step=step, rng=torch.Generator().manual_seed(step))
+        expected = caption_rows(task.tokenizer, asked[-2:], 6, truncate=False)
+        assert torch.equal(inputs["captions"], expected.repeat_interleave(len(inputs["captions"]) // 2, dim=0))
+        assert torch.equal(inputs["codes"], batch().content)
+    assert set(asked) == {"red", "blue"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, r"--captions .* cannot be read: No such file or directory"),
+        (b"\n \n", r"--captions .* holds no caption; expected one a line"),
+        (b"\xff\xfe", r"--captions .* cannot be read: it is not text in UTF-8"),
+    ],
+)
+def test_a_file_without_captions_is_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "wishes.txt").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        reward_task(captions=tmp_path / "wishes.txt")
+
+
+def test_a_caption_that_is_too_long_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    (tmp_path / "wishes.txt").write_text("red\n" + "a red square and " * 9, encoding="utf-8")
+    with pytest.raises(PromptError, match="tokens long and the model reads 6"):
+        reward_task(captions=tmp_path / "wishes.txt")
 
 
 def test_drawing_is_without_dropout_and_training_goes_on_with_it() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dalle3.errors import PromptError
+from dalle3.errors import DataError, PromptError
 from dalle3.tokenizers.base import Tokenizer
 
 
@@ -27,6 +28,23 @@ def caption_rows(tokenizer: Tokenizer, captions: Sequence[str], length: int, *, 
             )
         row[: len(ids[:length])] = torch.tensor(ids[:length], dtype=torch.long)
     return rows
+
+
+def read_captions(path: Path) -> list[str]:
+    """The captions of a file, one a line, in UTF-8; empty lines do not count.
+
+    Raises:
+        DataError: it cannot be read, or holds none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise DataError(f"--captions {path} cannot be read: {reason}") from None
+    captions = [line.strip() for line in lines if line.strip()]
+    if not captions:
+        raise DataError(f"--captions {path} holds no caption; expected one a line")
+    return captions
 
 
 def drop_rows(rows: Tensor, probability: float, *, rng: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -29,7 +30,7 @@ from dalle3.models.dalle import Dalle
 from dalle3.rerank import Scorer, Tokenize
 from dalle3.sampling import Recommended, Sampling, guide, keep_likeliest
 from dalle3.train.task import Metrics
-from dalle3.train.tasks.captions import caption_rows
+from dalle3.train.tasks.captions import caption_rows, read_captions
 from dalle3.train.tasks.dalle import DalleObjective, DalleTask
 
 
@@ -39,6 +40,9 @@ class RewardConfig:
 
     group_size: int = option(8, help="pictures drawn for each caption and compared; --batch_size counts captions")
     among: int = option(100, help="captions among which the CLIP has to find the one a picture was drawn for")
+    captions: Path | None = option(
+        None, help="a text file of captions to draw for, one a line (default: those of the pictures)"
+    )
     data_weight: float = option(0.1, help="weight of the usual loss, on the captions' own pictures; 0: none")
 
     def __post_init__(self) -> None:
@@ -142,6 +146,8 @@ class RewardTask(DalleTask):
         draws: how the model draws, here and by its checkpoints' recommendation.
     Raises:
         ConfigError: it would draw the same picture every time.
+        DataError: the file of captions cannot be read.
+        PromptError: a caption in it is too long.
     """
 
     def __init__(self, base: DalleTask, recognition: Recognition, config: RewardConfig, *, draws: Recommended) -> None:
@@ -149,16 +155,17 @@ class RewardTask(DalleTask):
         self.recognition, self.rewards, self.draws = recognition, config, draws
         self.sampling = check_draws(draws)
         self.objective = RewardObjective(base.dalle, self.sampling, config.data_weight)
+        self.wishes = read_captions(config.captions) if config.captions else []
+        self._rows(self.wishes)  # what is too long is said now, not in an hour
 
     def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
         """Pictures drawn for the captions of the batch, and rewards; its own pictures, where they have a weight."""
         data = super().prepare(batch, step=step, rng=rng) if self.rewards.data_weight else {}
-        length, device = self.dalle.config.text_seq_len, self.codec_device
-        rows = caption_rows(self.tokenizer, batch.captions, length, truncate=self.config.truncate_captions)
+        captions, device = self._captions(batch, rng), self.codec_device
+        rows = self._rows(captions)
         drawn = self._draw_groups(rows, seed=int(torch.randint(2**31, (), generator=rng)))
         found = [
-            self.recognition(self.codec.decode(codes), caption)
-            for codes, caption in zip(drawn, batch.captions, strict=True)
+            self.recognition(self.codec.decode(codes), caption) for codes, caption in zip(drawn, captions, strict=True)
         ]
         rewards, recognised = (torch.stack(values) for values in zip(*found, strict=True))
         return {
@@ -168,6 +175,16 @@ class RewardTask(DalleTask):
             "rewards": rewards,
             "recognised": recognised,
         }
+
+    def _captions(self, batch: Batch, rng: torch.Generator) -> Sequence[str]:
+        """What to draw: captions of the file, as many as the batch has, or the batch's own."""
+        if not self.wishes:
+            return batch.captions
+        return [self.wishes[place] for place in torch.randint(len(self.wishes), (len(batch.captions),), generator=rng)]
+
+    def _rows(self, captions: Sequence[str]) -> Tensor:
+        length, truncate = self.dalle.config.text_seq_len, self.config.truncate_captions
+        return caption_rows(self.tokenizer, captions, length, truncate=truncate)
 
     def _draw_groups(self, rows: Tensor, *, seed: int) -> Tensor:
         """Codes (B, G, h, w) drawn for captions (B, L) by the weights of now."""
