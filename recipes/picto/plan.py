@@ -190,7 +190,7 @@ def plan(
     """
     withheld = splits.withheld_styles(assets)
     scenes = [entry for entry in _objects(assets, withheld) if entry[1].kind in kinds]
-    things = _things_by_style(assets, withheld)
+    things = things_by_style(assets, withheld)
     rng = random.Random(_SCENE_SEED)
     if things:
         scenes += _pairs(assets, things, amounts.pairs if "pair" in kinds else 0, rng)
@@ -249,7 +249,7 @@ def _variants(index: int, asset: Asset) -> _Scenes:
             yield splits.color_split(asset, color), Recolored(index, color)
 
 
-def _things_by_style(assets: Sequence[Asset], withheld: Mapping[str, frozenset[str]]) -> list[list[int]]:
+def things_by_style(assets: Sequence[Asset], withheld: Mapping[str, frozenset[str]]) -> list[list[int]]:
     """The training drawings that can stand in a scene, one list for each style that has enough, by style."""
     found: dict[str, list[int]] = {style: [] for style in _SCENE_STYLES}
     for index, asset in enumerate(assets):
