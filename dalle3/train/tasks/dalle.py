@@ -25,6 +25,7 @@ from dalle3.sampling import Sampling
 from dalle3.tokenizers.base import Tokenizer
 from dalle3.train.task import Metrics, Preview, to_pil, to_unit
 from dalle3.train.tasks.captions import caption_rows, drop_rows
+from dalle3.train.tasks.misreading import any_codes, misread
 
 PREVIEW_SAMPLING = Sampling(top_p=0.9)  # how the pictures that show its progress are drawn
 
@@ -45,18 +46,6 @@ class DalleTaskConfig:
         for name in ("caption_dropout", "code_noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
-
-
-def misread(codes: Tensor, most: float, vocabulary: int, *, rng: torch.Generator) -> Tensor:
-    """Codes (B, h, w) with some of them any of the vocabulary; which part is uniform in [0, `most`] for each picture.
-
-    A model that draws reads its own mistakes, of which pictures alone teach it nothing (exposure bias; scheduled
-    sampling, arXiv:1506.03099, is a costlier cure). And codes that cannot be trusted leave more to the caption.
-    """
-    parts = most * torch.rand(len(codes), *[1] * (codes.ndim - 1), generator=rng)
-    wrong = torch.rand(codes.shape, generator=rng) < parts
-    others = torch.randint(vocabulary, codes.shape, generator=rng)
-    return torch.where(wrong.to(codes.device), others.to(codes.device), codes)
 
 
 class DalleObjective(nn.Module):
@@ -101,7 +90,8 @@ class DalleTask:
         rows = drop_rows(rows, self.config.caption_dropout, rng=rng)
         inputs = {"text": rows.to(device), "codes": self.codes(batch.content.to(device))}
         if noise := self.config.code_noise:
-            inputs["read"] = misread(inputs["codes"], noise, config.num_image_tokens, rng=rng)
+            others = any_codes(inputs["codes"], config.num_image_tokens, rng=rng)
+            inputs["read"] = misread(inputs["codes"], others, noise, rng=rng)
         return inputs
 
     def codes(self, content: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from dalle3.errors import ConfigError
 from dalle3.models.decoder import DecoderConfig, DiffusionDecoder, enlarged
 from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.train.tasks.denoising import Condition, DenoisingConfig, DenoisingObjective, DenoisingTask
+from dalle3.train.tasks.misreading import codes_of_elsewhere, misread
 from diffusion.process import Network, Process
 
 TOLD = ("embeddings", "low_res")  # of a condition, what the network itself takes
@@ -31,7 +32,11 @@ class DiffusionTaskConfig(DenoisingConfig):
     emb_dropout: float = option(
         0.1, help="part of the pictures whose codes are withheld, which --guidance_scale of decode.py needs"
     )
-
+    code_noise: float = option(
+        0.0,
+        help="read up to this part of every picture's codes wrongly, so that the decoder mends what a DALLE drew; "
+        "0: none",
+    )
     crop: int | None = option(
         None,
         help="train on a random part of each picture, so many pixels a side, at whole codes: the decoder of large "
@@ -39,9 +44,10 @@ class DiffusionTaskConfig(DenoisingConfig):
     )
 
     def __post_init__(self) -> None:
-        """Raises ConfigError unless the part is in [0, 1)."""
-        if not 0 <= self.emb_dropout < 1:
-            raise ConfigError(f"emb_dropout is {self.emb_dropout}; it must be at least 0 and below 1")
+        """Raises ConfigError unless the parts are in [0, 1)."""
+        for name in ("emb_dropout", "code_noise"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
 
 
 class DecoderObjective(DenoisingObjective):
@@ -93,11 +99,17 @@ class DiffusionTask(DenoisingTask):
         self._codec_checkpoint = checkpoint_of(codec)
 
     def condition(self, images: Tensor, *, rng: torch.Generator | None) -> Condition:
-        """What the decoder is told of pictures (B, 3, H, W) in [0, 1], their codes, and which are withheld (B,)."""
+        """What the decoder is told of pictures (B, 3, H, W) in [0, 1], their codes, and which are withheld (B,).
+
+        Args:
+            rng: None tells all there is to know, and truly.
+        """
         codes = self.codes(images)
         withheld = torch.zeros(len(images), dtype=torch.bool)
         if rng is not None:
             withheld = torch.rand(len(images), generator=rng) < self.config.emb_dropout
+            if noise := self.config.code_noise:
+                codes = misread(codes, codes_of_elsewhere(codes, rng=rng), noise, rng=rng)
         told = self.model.conditions(self.codec, codes)
         return {**told, "withheld": withheld.to(images.device), "codes": codes}
 
