@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and text that is read line by line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dalle3.errors import OutputError
+from dalle3.errors import DataError, OutputError
 
 TORCH_CANNOT_WRITE = ("inline_container", "PytorchStream", "iostream error")
 
@@ -84,6 +84,21 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def read_lines(path: Path, *, flag: str) -> list[str]:
+    """The lines of a text file in UTF-8, which may begin with a mark, as editors on Windows write it.
+
+    Only a newline ends a line: a prompt may hold other separators, such as U+2028.
+
+    Raises:
+        DataError: it cannot be read; the message begins with `flag`.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise DataError(f"{flag} {path} cannot be read: {reason}") from None
 
 
 def sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from dalle3.config import from_args, from_dict, option
 from dalle3.decode import PictureDecoder
 from dalle3.decode_request import DecodeRequest, DecodeSettings
 from dalle3.errors import ConfigError, Dalle3Error, DataError
-from dalle3.files import writable_folder
+from dalle3.files import read_lines, writable_folder
 from dalle3.log import note, note_own
 from dalle3.output import Gallery
 from dalle3.pipeline import Drawing, Progress, Request, Stopped
@@ -109,13 +109,8 @@ def read_requests(args: argparse.Namespace, prompts_file: Path | None) -> list[R
 
 def _read_lines(path: Path, flags: dict[str, Any]) -> list[dict[str, Any]]:
     """What the lines of a file ask for, each tried as a request, so that a bad one stops the run before it starts."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # editors on Windows begin a file with a mark
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise DataError(f"--prompts_file {path} cannot be read: {reason}") from None
     objects = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, flag="--prompts_file"), start=1):
         if line.strip() and not line.startswith("#"):
             try:
                 objects.append(_parse_line(line))

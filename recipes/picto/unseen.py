@@ -28,7 +28,6 @@ from recipes.picto.words import noun, without_colors
 
 _SEED = 20261129
 _THINGS_TIMES = 2  # a thing of everyday is asked for more often than a symbol
-_OTHERS = {"recolored": 4000, "pairs": 1500, "recolored pairs": 1500, "counts": 3000}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,20 +63,14 @@ def unseen(assets: Sequence[Asset]) -> list[str]:
     """
     withheld, rng = splits.withheld_styles(assets), random.Random(_SEED)
     things = [[assets[index] for index in indices] for indices in things_by_style(assets, withheld)]
-    makers = {
-        "recolored": _recolored(things, rng),
-        "pairs": _pairs(things, rng),
-        "recolored pairs": _recolored_pairs(things, rng),
-        "counts": _counts(things, rng),
-    }
     lines = list(_in_new_styles(assets, withheld))
-    for name, number in _OTHERS.items():
-        lines += islice(makers[name], number)
+    for make, number in ((_recolored, 4000), (_pairs, 1500), (_recolored_pairs, 1500), (_counts, 3000)):
+        lines += islice(make(things, rng), number)
     return lines
 
 
 def _in_new_styles(assets: Sequence[Asset], withheld: Mapping[str, frozenset[str]]) -> Iterator[str]:
-    """Each emoji that training draws, in each emoji style in which no drawing of it exists, withheld ones included."""
+    """Each emoji that training draws, in each emoji style in which no split, withheld or not, has a drawing of it."""
     drawn, trained = defaultdict(set), {}
     for asset in assets:
         if asset.concept.hexcode and not asset.concept.tone:

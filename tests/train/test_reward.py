@@ -15,7 +15,7 @@ from dalle3.decoding import Decoder
 from dalle3.errors import ConfigError, DataError, PromptError
 from dalle3.models.dalle import Dalle
 from dalle3.sampling import Sampling
-from dalle3.train.tasks.captions import caption_rows
+from dalle3.train.tasks.captions import caption_rows, read_captions
 from dalle3.train.tasks.reward import Recognition, RewardConfig, RewardTask, advantages, log_chances
 from tests.train.conftest import clip_task, reward_task
 
@@ -184,6 +184,11 @@ def test_a_file_without_captions_is_refused(tmp_path: Path, content: bytes | Non
         (tmp_path / "wishes.txt").write_bytes(content)
     with pytest.raises(DataError, match=said):
         reward_task(captions=tmp_path / "wishes.txt")
+
+
+def test_a_mark_that_begins_a_file_is_no_part_of_its_first_caption(tmp_path: Path) -> None:
+    (tmp_path / "wishes.txt").write_text("red\nblue\u2028green\n", encoding="utf-8-sig")
+    assert read_captions(tmp_path / "wishes.txt") == ["red", "blue\u2028green"]
 
 
 def test_a_caption_that_is_too_long_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:

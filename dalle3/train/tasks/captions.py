@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dalle3.errors import DataError, PromptError
+from dalle3.files import read_lines
 from dalle3.tokenizers.base import Tokenizer
 
 
@@ -31,17 +32,12 @@ def caption_rows(tokenizer: Tokenizer, captions: Sequence[str], length: int, *, 
 
 
 def read_captions(path: Path) -> list[str]:
-    """The captions of a file, one a line, in UTF-8; empty lines do not count.
+    """The captions of a text file, one a line; empty lines do not count.
 
     Raises:
         DataError: it cannot be read, or holds none.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise DataError(f"--captions {path} cannot be read: {reason}") from None
-    captions = [line.strip() for line in lines if line.strip()]
+    captions = [line.strip() for line in read_lines(path, flag="--captions") if line.strip()]
     if not captions:
         raise DataError(f"--captions {path} holds no caption; expected one a line")
     return captions
