@@ -51,9 +51,14 @@ def from_dict(cls: type[T], data: dict[str, Any]) -> T:
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type, *, title: str) -> None:
-    """Gives `parser` one flag for each field of `cls`; a flag not given leaves no trace in the namespace."""
+    """Gives `parser` one flag for each field of `cls`; a flag not given leaves no trace in the namespace.
+
+    A configuration within has no flag: it comes from files.
+    """
     group, hints, described = parser.add_argument_group(title), typing.get_type_hints(cls), _attributes(cls)
     for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(_strip_optional(hints[field.name])):
+            continue
         kwargs: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field, described)}
         group.add_argument(f"--{field.name}", **kwargs, **_parsing(_strip_optional(hints[field.name])))
 

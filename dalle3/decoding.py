@@ -88,8 +88,7 @@ class Decoder:
         texts = torch.stack([text, torch.zeros_like(text)] if cond_scale != 1 else [text]).to(self.device)
         records: list[Record] = [{} for _ in self.branches]
         x = self.model.embed(texts, codes.to(self.device).expand(len(texts), -1))
-        maps = None if self.model.caption_maps is None else self.model.caption_maps(texts)
-        return Prefix(self.model.hidden(x, records)[:, -1], records, codes.to(self.device), maps)
+        return Prefix(self.model.hidden(x, records)[:, -1], records, codes.to(self.device), self.model.maps(texts))
 
     @torch.inference_mode()
     def draw(

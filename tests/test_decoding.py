@@ -11,6 +11,7 @@ from torch import Tensor
 from dalle3 import compiled
 from dalle3.decoding import Decoder, _Pictures
 from dalle3.errors import CodesError
+from dalle3.models.clip_text import ClipTextConfig
 from dalle3.models.dalle import Dalle, DalleConfig
 from dalle3.nn import native
 from dalle3.nn.native import NativeEngine
@@ -19,6 +20,7 @@ from dalle3.sampling import Noise, Sampling, draw, guide
 from tests.golden import golden, relative_error
 from tests.parity.test_dalle import FILES, load
 
+READER = ClipTextConfig(embed_dim=8, context_length=7, vocab_size=50, text_width=8, text_layers=1, text_heads=2)
 OPTIONS = {
     "full": {},
     "axial_row": {"attn_types": ("axial_row",)},
@@ -36,6 +38,8 @@ OPTIONS = {
     "odd grid": {"image_grid": 3},
     "caption maps": {"caption_maps": 3},
     "caption maps, reversible, stable": {"caption_maps": 2, "reversible": True, "stable_softmax": True},
+    "maps of CLIP's reading": {"clip_maps": 3, "clip_text": READER},
+    "maps of both kinds": {"clip_maps": 3, "clip_text": READER, "caption_maps": 2},
 }
 
 

@@ -6,21 +6,25 @@ import argparse
 import dataclasses
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from dalle3.assemble import Parts, check_codec, check_tokenizer, read_codec, read_words
 from dalle3.checkpoint import Checkpoint, blank, build, build_codec, differences, network_class, save_checkpoint
-from dalle3.config import from_args, to_dict
+from dalle3.config import from_args, option, to_dict
 from dalle3.convert.guided_diffusion import Layout
 from dalle3.convert.lora import is_adapter, joined
 from dalle3.convert.roles import DALLE, Role, read_as
 from dalle3.errors import ConfigError
-from dalle3.models.dalle import Dalle, with_caption_maps
+from dalle3.models.clip_text import text_half
+from dalle3.models.dalle import Dalle, DalleConfig, with_maps
+from dalle3.rerank import CLIP_FOLDER
 from dalle3.shipped import located
-from dalle3.tokenizers.base import Tokenizer
+from dalle3.tokenizers.base import Tokenizer, vocabulary
 from dalle3.tokenizers.load import read_tokenizer
 from dalle3.train.seeds import seeded
 from dalle3.train.task import Task
@@ -36,7 +40,21 @@ MAY_CHANGE = {
     *("smooth_l1_loss", "temperature", "straight_through", "reinmax"),
     *("loss", "respacing"),
 }
-MAY_BEGIN = {"caption_maps"}  # where it is 0: what comes with it starts at nothing, so the model is what it was
+MAY_BEGIN = {
+    "caption_maps",
+    "clip_maps",
+}  # where it is 0: what comes with it starts at nothing, so the model is what it was
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedClip:
+    """A CLIP that training needs beside the model."""
+
+    clip: str | None = option(
+        None,
+        help="the CLIP that gives rewards, or reads captions for --clip_maps, named as for generate.py (default: that "
+        "beside --init_from)",
+    )
 
 
 def read_start(kind: str, args: argparse.Namespace) -> Checkpoint | None:
@@ -172,12 +190,13 @@ def dalle_task_from(
     if hasattr(args, "train_bpe"):
         raise ConfigError(f"--train_bpe makes a text tokenizer, and {path} has learnt one; leave it out")
     checkpoint.config = trained_on(checkpoint, args, path)
-    with seeded(seed, "weights"):
-        checkpoint.state = with_caption_maps(checkpoint.config, checkpoint.state)
     codec, codec_path = read_codec(parts, checkpoint, path)
     check_codec(checkpoint, codec, dalle_path=path, codec_path=codec_path)
     words = read_words(parts, checkpoint, path)
     check_tokenizer(checkpoint.config, words, dalle_path=path)
+    checkpoint.config, reader = with_clip_text(checkpoint.config, args, words, beside=path)
+    with seeded(seed, "weights"):
+        checkpoint.state = with_maps(checkpoint.config, checkpoint.state) | reader
     dalle = cast(Dalle, build(checkpoint, device=device, dtype=torch.float32)).requires_grad_(True)
     built = build_codec(codec, device)
     lora = from_args(LoraConfig, args)
@@ -186,6 +205,38 @@ def dalle_task_from(
             return DalleLoraTask(dalle, built, words, config, lora=lora.beside(checkpoint, path)), checkpoint
     from_args(TuningConfig, args).choose(dalle)
     return DalleTask(dalle, built, words, config), checkpoint
+
+
+def with_clip_text(
+    config: DalleConfig, args: argparse.Namespace, words: Tokenizer, *, beside: Path | None
+) -> tuple[DalleConfig, dict[str, Tensor]]:
+    """`config` with the text half of the CLIP that --clip names where --clip_maps are new, and that half's weights.
+
+    Args:
+        words: the DALLE's text tokenizer, whose ids the CLIP reads.
+        beside: the DALLE, in whose folder a CLIP may lie.
+    Raises:
+        Dalle3Error: there is no CLIP, or it reads other words, or fewer.
+    """
+    if not config.clip_maps or config.clip_text is not None:
+        return config, {}
+    path = from_args(NamedClip, args).clip or (beside and beside / CLIP_FOLDER)
+    if path is None or not located(Path(path)).exists():
+        raise ConfigError(f"clip_maps is {config.clip_maps}, and no CLIP reads captions; name one with --clip")
+    path = located(Path(path))
+    clip = read_as(path, Role(name="a CLIP", kinds=("clip",), flag="--clip"), flag="--clip")
+    sizes, weights = text_half(clip.config, clip.state)
+    own = read_tokenizer(path, clip.tokenizer) if clip.tokenizer else words
+    if vocabulary(own) != vocabulary(words):
+        raise ConfigError(f"--clip {path} reads other words than the DALLE; train one with the DALLE's text tokenizer")
+    if sizes.context_length < config.text_seq_len:
+        raise ConfigError(
+            f"--clip {path} reads {sizes.context_length} tokens and the DALLE {config.text_seq_len}; "
+            "take a CLIP that reads as many"
+        )
+    return dataclasses.replace(config, clip_text=sizes), {
+        f"clip_maps.reader.{name}": tensor.float() for name, tensor in weights.items()
+    }
 
 
 def described(args: argparse.Namespace, task: Task) -> dict[str, Any]:

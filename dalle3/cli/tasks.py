@@ -14,7 +14,7 @@ import torch
 
 from dalle3.checkpoint import Checkpoint, build_codec
 from dalle3.cli import finetune
-from dalle3.cli.finetune import begin
+from dalle3.cli.finetune import NamedClip, begin
 from dalle3.config import from_args, option, to_dict
 from dalle3.convert.lpips import read_lpips
 from dalle3.convert.roles import CODEC, read_as
@@ -44,6 +44,7 @@ from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
 from dalle3.train.tasks.dalle import DalleTask, DalleTaskConfig
 from dalle3.train.tasks.denoising import PREVIEWED, DenoisingConfig
 from dalle3.train.tasks.diffusion import DiffusionTask, DiffusionTaskConfig
+from dalle3.train.tasks.maps import MapsTask
 from dalle3.train.tasks.reward import Recognition, RewardConfig, RewardTask, check_draws
 from dalle3.train.tasks.upsampler import UpsamplerTask
 from dalle3.train.tasks.vae import VaeTask, VaeTaskConfig
@@ -87,16 +88,6 @@ class VaePath:
     vae_path: Path | None = option(
         None,
         help="the image tokenizer, where --init_from has none: a folder, a vae.pt, a .ckpt, OpenAI's pickles",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardingClip:
-    """What rewards are measured by."""
-
-    clip: str | None = option(
-        None,
-        help="the CLIP that gives the rewards, named as for generate.py (default: as there, beside --init_from)",
     )
 
 
@@ -191,8 +182,22 @@ def make_dalle(args: argparse.Namespace, place: RunConfig, device: torch.device,
     codec = build_codec(_codec(args, None), device)
     words = read_or_train_words(from_args(WordsConfig, args), source)
     derived = {"num_text_tokens": words.vocab_size, "num_image_tokens": codec.num_tokens}
-    dalle = begin("dalle", None, lambda: from_args(DalleConfig, args, base=derived), args, seed=seed, device=device)
+    settled = from_args(DalleConfig, args, base=derived)
+    dalle_config, reader = finetune.with_clip_text(settled, args, words, beside=None)
+    dalle = begin("dalle", None, lambda: dalle_config, args, seed=seed, device=device)
+    dalle.load_state_dict(reader, strict=False)
     return finish_dalle(DalleTask(dalle, codec, words, from_args(DalleTaskConfig, args)), source, crop, seed)
+
+
+def make_maps(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
+    """The task, its data and what config.json says of them."""
+    path = finetune.dalle_to_begin_with(args)
+    if path is None:
+        raise ConfigError("maps are laid for a DALLE that is there; name it with --init_from")
+    source = open_for_dalle(place)
+    given = {"config": from_args(DalleTaskConfig, args), "seed": seed, "device": device}
+    base, _ = finetune.dalle_task_from(path, args, flag="--init_from", **given)
+    return finish_dalle(MapsTask(base), source, from_args(CropConfig, args), seed)
 
 
 def make_reward(args: argparse.Namespace, place: RunConfig, device: torch.device, seed: int) -> Made:
@@ -208,7 +213,7 @@ def make_reward(args: argparse.Namespace, place: RunConfig, device: torch.device
     own = dataclasses.replace(checkpoint.recommended, best_of=None)  # there is no CLIP beside a checkpoint of a run
     draws = from_args(Recommended, args).instead_of(own)
     check_draws(draws)
-    name, beside = from_args(RewardingClip, args).clip, {"device": device, "tokenizer": base.tokenizer}
+    name, beside = from_args(NamedClip, args).clip, {"device": device, "tokenizer": base.tokenizer}
     clip, ids = load_clip(name, **beside) if name else load_default_clip(path, **beside)
     others = list(dict.fromkeys(_captions(source, rewards.among)))
     task = RewardTask(base, Recognition(clip, ids, others[: rewards.among]), rewards, draws=draws)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dalle3.cli import finetune
+from dalle3.cli.finetune import NamedClip
 from dalle3.cli.tasks import (
     HeldOut,
     Made,
     Respacing,
-    RewardingClip,
     RunConfig,
     SmallSize,
     Spread,
@@ -22,6 +22,7 @@ from dalle3.cli.tasks import (
     make_dalle,
     make_diffusion,
     make_gumbel_vq,
+    make_maps,
     make_reward,
     make_upsampler,
     make_vae,
@@ -83,9 +84,20 @@ MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
             "captions": DalleTaskConfig,
             "text": WordsConfig,
             "image tokenizer": VaePath,
+            "CLIP": NamedClip,
             "adapters": LoraConfig,
         },
         make_dalle,
+    ),
+    "maps": (
+        "of a DALLE, the maps that CLIP's reading of captions lays under its pictures, quickly and before the rest",
+        {
+            "model": DalleConfig,
+            "captions": DalleTaskConfig,
+            "CLIP": NamedClip,
+            "image tokenizer": VaePath,
+        },
+        make_maps,
     ),
     "reward": (
         "a DALLE that draws already, by how surely a CLIP knows what it drew",
@@ -94,7 +106,7 @@ MODELS: dict[str, tuple[str, dict[str, type], Callable[..., Made]]] = {
             "captions": DalleTaskConfig,
             "rewards": RewardConfig,
             "drawing": SamplingChoice,
-            "CLIP": RewardingClip,
+            "CLIP": NamedClip,
             "image tokenizer": VaePath,
         },
         make_reward,

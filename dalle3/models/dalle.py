@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from dalle3.config import option
 from dalle3.errors import CodesError, ConfigError, PromptError
+from dalle3.models.clip_text import ClipTextConfig
+from dalle3.models.maps import CaptionMaps, ClipMaps
 from dalle3.nn.attention import Attention, Record, stable_softmax
 from dalle3.nn.cross_entropy import linear_cross_entropy
 from dalle3.nn.feedforward import GatedFeedForward
@@ -26,7 +28,6 @@ from dalle3.nn.positions import ATTENTION_TYPES, GridRotary, TokenShift, attenti
 from dalle3.nn.transformer import Branch, Transformer, layer_scale
 
 FF_MULT = 4
-MAP_SCALE = 4.0  # deviation of the weights behind the maps: large, so that their numbers, which start at 0, count soon
 STABLE_GRADIENT = 0.1  # share of the embedding gradient that passes under stable_softmax (CogView)
 
 
@@ -57,6 +58,8 @@ class DalleConfig:
     shared_ff_ids: tuple[int, ...] | None = option(None, help="which feed-forward each layer uses")
     share_input_output_emb: bool = option(False, help="one matrix for embeddings and logits")
     caption_maps: int = option(0, help="channels of the map that each word lays under the picture; 0: none")
+    clip_maps: int = option(0, help="channels of the map that CLIP's reading of the caption lays there; 0: none")
+    clip_text: ClipTextConfig | None = option(None, help="the sizes of what reads captions as that CLIP does")
 
     def __post_init__(self) -> None:
         for kind in self.attn_types:
@@ -64,8 +67,9 @@ class DalleConfig:
         for name in ("dim", "depth", "heads", "dim_head", "text_seq_len", "num_image_tokens", "image_grid"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.caption_maps < 0:
-            raise ConfigError(f"caption_maps is {self.caption_maps}; it must be at least 0")
+        for name in ("caption_maps", "clip_maps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.dim_head % 2 or self.dim % 4:
             raise ConfigError(f"dim is {self.dim} and dim_head {self.dim_head}; they must divide by 4 and by 2")
 
@@ -118,27 +122,6 @@ class AxialPositions(nn.Module):
         return (self.rows[:, None] + self.cols[None]).flatten(0, 1)
 
 
-class CaptionMaps(nn.Module):
-    """A map over the picture for each word: what stands where when the word is in the caption, in a few channels.
-
-    A transformer has to work out from a word and a place what is there, with weights that all words and places share;
-    here each couple has numbers of its own, which it learns from a few examples. The maps of a caption's words are
-    added up. They start at nothing, so a model that gets them starts as it was.
-    """
-
-    def __init__(self, config: DalleConfig) -> None:
-        super().__init__()
-        channels, self.shape = config.caption_maps, (config.image_seq_len, config.caption_maps)
-        self.words = nn.Parameter(torch.zeros(config.num_text_tokens, config.image_seq_len * channels))
-        self.to_dim = nn.Linear(channels, config.dim, bias=False)
-        nn.init.normal_(self.to_dim.weight, std=MAP_SCALE)
-
-    def forward(self, text: Tensor) -> Tensor:
-        """What captions (B, L) add where each code is predicted, (B, M, D); blanks add nothing."""
-        added = F.embedding_bag(text, self.words, mode="sum", padding_idx=0)
-        return self.to_dim(added.unflatten(-1, self.shape))
-
-
 class Dalle(nn.Module):
     """Caption and codes in, logits of the next token out."""
 
@@ -152,6 +135,7 @@ class Dalle(nn.Module):
             self.text_pos = nn.Embedding(config.text_len, config.dim)
             self.image_pos = AxialPositions(config.image_grid, config.dim)
         self.caption_maps = CaptionMaps(config) if config.caption_maps else None
+        self.clip_maps = ClipMaps(config) if config.clip_maps else None
         self.transformer = build_transformer(config)
         self.norm = nn.LayerNorm(config.dim)
         self.to_logits = nn.Linear(config.dim, config.num_tokens)
@@ -174,16 +158,19 @@ class Dalle(nn.Module):
         follows_text = position < self.config.text_seq_len
         return logits.masked_fill(is_text != follows_text, -torch.finfo(logits.dtype).max)
 
-    def loss(self, text: Tensor, codes: Tensor, read: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, text: Tensor, codes: Tensor, read: Tensor | None = None, meant: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and its parts, cross-entropies in nats: {"text", "image"}.
 
         Args:
             text: (B, L) ids, 0 where blank.
             codes: (B, M) or (B, h, w), whole pictures.
             read: what the model reads in place of `codes`, which it has to predict all the same.
+            meant: the captions (B, L) that CLIP's maps are of, in place of `text`.
         """
         c, read = self.config, codes if read is None else read
-        hidden = self.hidden(self.embed(text, read)).split([c.text_seq_len, c.image_seq_len], dim=1)
+        hidden = self.hidden(self.embed(text, read, meant)).split([c.text_seq_len, c.image_seq_len], dim=1)
         sizes = [c.num_text_ids, c.num_image_tokens]
         weights, biases = self.to_logits.weight.split(sizes), self.to_logits.bias.split(sizes)
         targets = {"text": self.fill_blanks(text), "image": codes}
@@ -193,8 +180,8 @@ class Dalle(nn.Module):
         }
         return (parts["text"] + c.loss_img_weight * parts["image"]) / (c.loss_img_weight + 1), parts
 
-    def embed(self, text: Tensor, codes: Tensor | None = None) -> Tensor:
-        """Places captions (B, L) and codes (B, m) in one sequence (B, T + m, D), as `forward` describes."""
+    def embed(self, text: Tensor, codes: Tensor | None = None, meant: Tensor | None = None) -> Tensor:
+        """Places captions (B, L) and codes (B, m) in one sequence (B, T + m, D), as `forward` and `loss` describe."""
         c = self.config
         if text.shape[-1] != c.text_seq_len:
             raise PromptError(f"captions of {text.shape[-1]} tokens; the model reads {c.text_seq_len}: pad them with 0")
@@ -204,12 +191,24 @@ class Dalle(nn.Module):
             if codes.shape[1] > c.image_seq_len:
                 raise CodesError(f"{codes.shape[1]} codes; a picture of this model has {c.image_seq_len}")
             x = torch.cat([x, self.embed_codes(codes[:, : c.image_seq_len - 1])], dim=1)
-        if self.caption_maps is not None:
+        if (maps := self.maps(text, meant)) is not None:
             caption, picture = x.split([c.text_seq_len, x.shape[1] - c.text_seq_len], dim=1)
-            x = torch.cat([caption, picture + self.caption_maps(text)[:, : picture.shape[1]]], dim=1)
+            x = torch.cat([caption, picture + maps[:, : picture.shape[1]]], dim=1)
         if c.stable_softmax:
             x = x * STABLE_GRADIENT + x.detach() * (1 - STABLE_GRADIENT)
         return x
+
+    def maps(self, text: Tensor, meant: Tensor | None = None) -> Tensor | None:
+        """What captions (B, L) add where each code is predicted, (B, M, D); None where the model has no maps.
+
+        Args:
+            meant: as in `loss`.
+        """
+        words = None if self.caption_maps is None else self.caption_maps(text)
+        if self.clip_maps is None:
+            return words
+        whole = self.clip_maps(text if meant is None else meant)
+        return whole if words is None else words + whole
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Captions (B, l <= L) behind <bos>, (B, 1 + l, D)."""
@@ -256,11 +255,13 @@ class Dalle(nn.Module):
         return self.to_logits.weight[self.config.num_text_ids :] if shared else self.image_emb.weight
 
 
-def with_caption_maps(config: DalleConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a DALLE, with fresh caption maps where `config` has some and `state` none yet."""
-    if not config.caption_maps or any(name.startswith("caption_maps.") for name in state):
-        return state
-    return state | CaptionMaps(config).state_dict(prefix="caption_maps.")
+def with_maps(config: DalleConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a DALLE, with fresh maps of a kind where `config` has some and `state` none yet."""
+    wanted = {"caption_maps": (config.caption_maps, CaptionMaps), "clip_maps": (config.clip_maps, ClipMaps)}
+    for name, (channels, kind) in wanted.items():
+        if channels and not any(key.startswith(f"{name}.") for key in state):
+            state = state | kind(config).state_dict(prefix=f"{name}.")
+    return state
 
 
 def build_transformer(config: DalleConfig) -> Transformer:

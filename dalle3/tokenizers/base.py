@@ -49,6 +49,11 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], length: int, *, truncat
     return rows
 
 
+def vocabulary(tokenizer: Tokenizer) -> list[str]:
+    """What each id stands for: two tokenizers with the same give captions the same ids."""
+    return [tokenizer.decode([number]) for number in range(1, tokenizer.vocab_size)]
+
+
 def _shorten(ids: list[int], length: int, text: str, *, truncate: bool) -> list[int]:
     found = f"the prompt {text[:60]!r} is {len(ids)} tokens long and the model reads {length}"
     if not truncate:

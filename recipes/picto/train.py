@@ -114,7 +114,10 @@ class Plan:
         if name == "clip":
             return words
         codec = ["--vae_path", str(self.codec)]
-        return [*codec, *words] if name == "dalle" else [*codec, "--held_out", pattern(self.data, VAL)]
+        if name != "dalle":
+            return [*codec, "--held_out", pattern(self.data, VAL)]
+        reads = "clip_maps" in self.size["parts"][name]["flags"]
+        return [*codec, *words, *(["--clip", str(self.last("clip"))] if reads else [])]
 
     def last(self, name: str) -> Path:
         """The newest checkpoint of a part, or of what finishes it where that has one."""

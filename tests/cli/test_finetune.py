@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from dalle3.checkpoint import read_folder, save_checkpoint
 from dalle3.cli import main
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle3.tokenizers.huggingface import HuggingFace
 from tests.golden import FOLDER, golden
 from tests.tiny import checkpoint, clip, codec, dalle, decoder, tokenizer, upsampler, write_model
 from tests.train.processes import material
@@ -97,6 +101,74 @@ def test_caption_maps_of_other_sizes_are_one_line(models, tmp_path, capfd):
     start = tmp_path / "one" / "step-00000001"
     assert train(models, "dalle", tmp_path / "two", init_from=start, caption_maps=3, **flags) == 2
     assert "has caption_maps 2, and --caption_maps says 3; leave the flag out" in capfd.readouterr().err
+
+
+def test_a_dalle_gets_maps_of_a_clips_reading_first_alone_then_with_the_rest(models, tmp_path):
+    flags = {"truncate_captions": None, "steps": 1, "clip": models / "clip"}
+    assert train(models, "maps", tmp_path / "one", init_from=models / "dalle", clip_maps=2, **flags) == 0
+    start = tmp_path / "one" / "step-00000001"
+    grown, before = read_folder(start), read_folder(models / "dalle")
+    assert (grown.config.clip_maps, grown.config.clip_text.text_width) == (2, 8)
+    assert all(torch.equal(grown.state[name], tensor) for name, tensor in before.state.items())
+    assert not grown.state["clip_maps.to_dim.weight"].any()  # it draws as it did
+    reader = {name: tensor for name, tensor in grown.state.items() if ".reader." in name}
+    clip_state = read_folder(models / "clip").state
+    assert all(torch.equal(tensor, clip_state[name.partition("reader.")[2]]) for name, tensor in reader.items())
+
+    more = {"truncate_captions": None, "steps": 2, "words_dropout": 0.5}
+    assert train(models, "dalle", tmp_path / "two", init_from=start, **more) == 0
+    found = read_folder(tmp_path / "two" / "step-00000002")
+    assert found.config == grown.config
+    assert found.state["clip_maps.to_dim.weight"].any()
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in reader.items())
+
+
+def test_maps_of_a_reading_come_nearer_to_their_pictures(models, tmp_path):
+    flags = {"clip": models / "clip", "clip_maps": 2, "truncate_captions": None, "steps": 30, "ema_decay": 0}
+    assert train(models, "maps", tmp_path / "run", init_from=models / "dalle", **flags) == 0
+    errors = [json.loads(line)["error"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(errors[-5:]) < 0.9 * sum(errors[:5])
+
+
+def test_a_new_dalle_may_have_maps_of_a_clips_reading(models, tmp_path):
+    flags = {"vae_path": models / "dalle" / "codec", "bpe_path": models / "dalle" / "tokenizer.json", "hug": None}
+    sizes = {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "text_seq_len": 8, "image_grid": 4, "clip_maps": 2}
+    more = {"clip": models / "clip", "truncate_captions": None, "steps": 1}
+    assert train(models, "dalle", tmp_path / "run", **flags, **sizes, **more) == 0
+    found, clip_state = read_folder(tmp_path / "run" / "step-00000001"), read_folder(models / "clip").state
+    name = "text_model.embeddings.token_embedding.weight"
+    assert torch.equal(found.state[f"clip_maps.reader.{name}"], clip_state[name])
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "line"),
+    [
+        ("dalle", {"clip_maps": 2}, "clip_maps is 2, and no CLIP reads captions; name one with --clip"),
+        ("dalle", {"words_dropout": 0.5}, "words_dropout leaves captions to --clip_maps, and this DALLE has none"),
+        ("maps", {}, "this DALLE has no maps of CLIP's reading; give it some with --clip_maps"),
+        ("maps", {"clip_maps": 9, "clip": "clip"}, "clip_maps is 9; an entry of this image tokenizer has 8 numbers"),
+        ("maps", {"clip_maps": 2, "clip": "other"}, "reads other words than the DALLE"),
+        ("maps", {"clip_maps": 2, "clip": "short"}, "reads 4 tokens and the DALLE 8"),
+        ("maps", {"clip_maps": 2, "clip": "dalle"}, "is a dalle, not a CLIP"),
+    ],
+)
+def test_readings_that_cannot_be_are_one_line(kind, flags, line, models, tmp_path, capfd):
+    if flags.get("clip") == "other":
+        words = Tokenizer(WordLevel({"[UNK]": 0, "square": 1}, unk_token="[UNK]"))
+        save_checkpoint(clip(), tmp_path / "other", tokenizer=HuggingFace(words))
+    if flags.get("clip") == "short":
+        found = clip()
+        found.config = dataclasses.replace(found.config, context_length=4)
+        name = "text_model.embeddings.position_embedding.weight"
+        found.state[name] = found.state[name][:4]
+        save_checkpoint(found, tmp_path / "short", tokenizer=tokenizer())
+    if named := flags.get("clip"):
+        place = models if named in ("clip", "dalle") else tmp_path
+        flags = {**flags, "clip": place / named}
+    out = tmp_path / "run"
+    assert train(models, kind, out, init_from=models / "dalle", truncate_captions=None, **flags) == 2
+    assert line in capfd.readouterr().err
+    assert not out.exists()
 
 
 def test_a_vae_of_dalle_pytorch_is_trained_on(models, tmp_path):

@@ -125,13 +125,13 @@ def dalle(data: Path, *phases: dict[str, Any], **parts: Any) -> Plan:
     """A plan of which the DALLE has these phases."""
     size = read_size("small")
     size["parts"]["dalle"]["phases"] = list(phases)
-    return Plan(data=data, out=data.parent / "runs", size=size, minutes=10, shared=(), **parts)
+    return trained(Plan(data=data, out=data.parent / "runs", size=size, minutes=10, shared=(), **parts), "clip")
 
 
 def trained(made: Plan, *names: str) -> Plan:
     """A plan of which the parts that are named have a checkpoint each; all that are packed, where none is."""
     for name in names or ("dalle", "clip", "decoder"):
-        (made.out / name / "step-00000001").mkdir(parents=True)
+        (made.out / name / "step-00000001").mkdir(parents=True, exist_ok=True)
         (made.out / name / "step-00000001" / "config.json").write_text(name)
     return made
 
@@ -144,7 +144,7 @@ def forever() -> float:
 def test_every_flag_of_a_size_is_one_of_dalle3_train(size, data):
     parser = argparse.ArgumentParser(exit_on_error=False)
     train_command.add_arguments(parser)
-    made = trained(plan(data, size), "codec", "decoder")
+    made = trained(plan(data, size), "codec", "clip", "decoder")
     for name in made.size["parts"]:
         for phase in made.run(name).phases:
             parser.parse_args(phase.arguments[1:])
@@ -244,7 +244,7 @@ def test_runs_of_several_processes_are_stopped_and_saved_or_said_not_to_be(tmp_p
 
 
 def test_several_processes_share_the_batches_of_a_size(data):
-    alone, shared = trained(plan(data), "codec", "decoder"), plan(data, processes=2)
+    alone, shared = trained(plan(data), "codec", "clip", "decoder"), plan(data, processes=2)
     for name in alone.size["parts"]:
         assert [2 * size for size in batch_sizes(shared.run(name))] == batch_sizes(alone.run(name))
 
@@ -312,11 +312,19 @@ def test_a_run_that_someone_else_stops_is_left_to_the_next_call(tmp_path, capsys
 
 
 def test_the_small_dalle_learns_things_alone_first_and_ends_with_a_smaller_rate(data):
-    phases = [phase.arguments for phase in plan(data).run("dalle").phases]
+    phases = [phase.arguments for phase in trained(plan(data), "clip").run("dalle").phases]
     sources = [Path(flag(arguments, "--image_text_folder")).name for arguments in phases]
     assert sources == ["codes-first", "codes", "codes-things", "codes-evenly", "codes-evenly"]
     rates = [float(flag(arguments, "--learning_rate")) for arguments in phases]
     assert rates[0] == rates[1] > rates[2] == rates[3] > rates[4]
+
+
+def test_a_dalle_whose_maps_read_captions_is_told_by_which_clip(data):
+    made = trained(plan(data), "clip")
+    (arguments, *_) = [phase.arguments for phase in made.run("dalle").phases]
+    assert flag(arguments, "--clip") == str(made.out / "clip" / "step-00000001")
+    del made.size["parts"]["dalle"]["flags"]["clip_maps"]
+    assert "--clip" not in made.run("dalle").phases[0].arguments
 
 
 def test_a_dalle_may_learn_from_the_pictures_themselves(data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from dalle3.data.base import BrokenSampleError, Sample
 from dalle3.data.loader import Stream
 from dalle3.data.transforms import Crop, CropConfig, to_tensor
 from dalle3.models.clip import Clip, ClipConfig
+from dalle3.models.clip_text import text_half
 from dalle3.models.dalle import Dalle, DalleConfig
 from dalle3.models.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle3.runtime import DTYPES
@@ -27,6 +29,7 @@ from dalle3.train.seeds import seeded
 from dalle3.train.task import Task
 from dalle3.train.tasks.clip import ClipTask, ClipTaskConfig
 from dalle3.train.tasks.dalle import DalleLoraTask, DalleTask, DalleTaskConfig
+from dalle3.train.tasks.maps import MapsTask
 from dalle3.train.tasks.reward import Recognition, RewardConfig, RewardTask
 from dalle3.train.tasks.vae import AutoencoderTask, DecoderTask, VaeTask, VaeTaskConfig
 from dalle3.train.tuning import LoraConfig, TuningConfig
@@ -90,6 +93,18 @@ def dalle_task() -> DalleTask:
         return DalleTask(Dalle(config), vae(), words, DalleTaskConfig(caption_dropout=0.3))
 
 
+def reading_task() -> DalleTask:
+    """The DALLE of `dalle_task` with maps of what the CLIP of `clip_task` reads, which alone tell some captions."""
+    base, clip = dalle_task(), clip_task().model
+    assert isinstance(clip, Clip)
+    half, weights = text_half(clip.config, clip.state_dict())
+    config = dataclasses.replace(base.dalle.config, clip_maps=2, clip_text=half)
+    with seeded(0, "reading"):
+        dalle = Dalle(config)
+        dalle.load_state_dict({f"clip_maps.reader.{name}": tensor for name, tensor in weights.items()}, strict=False)
+    return DalleTask(dalle, vae(), base.tokenizer, DalleTaskConfig(caption_dropout=0.3, words_dropout=0.5))
+
+
 def lora_task() -> DalleLoraTask:
     """Adapters, with dropout, beside the DALLE of `dalle_task`."""
     plain = dalle_task()
@@ -141,6 +156,8 @@ TASKS: dict[str, Callable[[], Task]] = {
     "autoencoder": lambda: AutoencoderTask(vae()),
     "decoder": lambda: DecoderTask(vae()),
     "dalle": dalle_task,
+    "reading": reading_task,
+    "maps": lambda: MapsTask(reading_task()),
     "lora": lora_task,
     "frozen": frozen_task,
     "clip": clip_task,

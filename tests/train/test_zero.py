@@ -30,6 +30,8 @@ DIVIDED = {
     "diffusion": ("stage2",),
     "upsampler": ("stage1",),
     "lora": ("stage2", "stage3"),
+    "maps": ("stage2",),
+    "reading": ("stage3",),
     "frozen": ("stage0", "stage3"),
 }
 ALIKE = ("clip-ddp", "autoencoder-ddp", "redrawing-ddp")  # nothing is drawn for a batch

@@ -36,6 +36,9 @@ class DalleTaskConfig:
 
     caption_dropout: float = option(0.1, help="part of the captions left out, which guidance (--cond_scale) needs")
     truncate_captions: bool = option(False, help="cut captions that are too long instead of stopping")
+    words_dropout: float = option(
+        0.0, help="part of the captions of which only --clip_maps tell, so that more depends on these"
+    )
     code_noise: float = option(
         0.0,
         help="read up to this part of every picture's codes wrongly, so that more depends on the caption; 0: none",
@@ -43,7 +46,7 @@ class DalleTaskConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError unless the parts are in [0, 1]."""
-        for name in ("caption_dropout", "code_noise"):
+        for name in ("caption_dropout", "words_dropout", "code_noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
 
@@ -55,9 +58,11 @@ class DalleObjective(nn.Module):
         super().__init__()
         self.dalle = dalle
 
-    def forward(self, text: Tensor, codes: Tensor, read: Tensor | None = None) -> tuple[Tensor, Metrics]:
+    def forward(
+        self, text: Tensor, codes: Tensor, read: Tensor | None = None, meant: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
         """The weighted loss of captions (B, L) and codes (B, h, w), and the two it is made of, in nats a token."""
-        loss, parts = self.dalle.loss(text, codes, read)
+        loss, parts = self.dalle.loss(text, codes, read, meant)
         return loss, {f"{name}_loss": part.detach() for name, part in parts.items()}
 
 
@@ -65,11 +70,14 @@ class DalleTask:
     """A DALLE, the tokenizers whose ids it speaks, and pictures or codes made by that image tokenizer.
 
     Raises:
-        ConfigError: the model's vocabularies or grid are not those of its tokenizers.
+        ConfigError: the model's vocabularies or grid are not those of its tokenizers, or words are left out of
+            captions that nothing else tells.
     """
 
     def __init__(self, dalle: Dalle, codec: ImageTokenizer, tokenizer: Tokenizer, config: DalleTaskConfig) -> None:
         check_vocabularies(dalle.config, codec, tokenizer)
+        if config.words_dropout and not dalle.config.clip_maps:
+            raise ConfigError("words_dropout leaves captions to --clip_maps, and this DALLE has none")
         self.model: nn.Module = dalle
         self.dalle, self.tokenizer, self.config = dalle, tokenizer, config
         self.sampling = PREVIEW_SAMPLING
@@ -84,11 +92,14 @@ class DalleTask:
         return self.dalle.config.text_len + self.dalle.config.image_seq_len
 
     def prepare(self, batch: Batch, *, step: int, rng: torch.Generator) -> dict[str, Any]:
-        """Captions, some of them left out, and codes, some of them read wrongly."""
+        """Captions, some of them or of their words left out, and codes, some of them read wrongly."""
         device, config = next(self.dalle.parameters()).device, self.dalle.config
         rows = caption_rows(self.tokenizer, batch.captions, config.text_seq_len, truncate=self.config.truncate_captions)
         rows = drop_rows(rows, self.config.caption_dropout, rng=rng)
         inputs = {"text": rows.to(device), "codes": self.codes(batch.content.to(device))}
+        if self.config.words_dropout:
+            inputs["text"] = drop_rows(rows, self.config.words_dropout, rng=rng).to(device)
+            inputs["meant"] = rows.to(device)
         if noise := self.config.code_noise:
             others = any_codes(inputs["codes"], config.num_image_tokens, rng=rng)
             inputs["read"] = misread(inputs["codes"], others, noise, rng=rng)
