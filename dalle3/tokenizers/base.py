@@ -50,7 +50,7 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], length: int, *, truncat
 
 
 def vocabulary(tokenizer: Tokenizer) -> list[str]:
-    """What each id stands for: two tokenizers with the same give captions the same ids."""
+    """What each id from 1 on stands for: with the same, two tokenizers mean the same by their ids."""
     return [tokenizer.decode([number]) for number in range(1, tokenizer.vocab_size)]
 
 

@@ -1,7 +1,7 @@
 """Training the maps that CLIP's reading of captions lays under a DALLE's pictures, before and without the rest.
 
 Each map learns the mean picture of its caption, in the few numbers that tell codes apart best. There is no transformer
-in it, so it sees some hundred times the pictures in the time of one lesson of the DALLE.
+in it, so it sees fifty times the pictures in the same time, and more.
 
 Shapes: B batch, L caption tokens, h w grid of codes, M = h * w, C channels of the maps, V entries of the codebook,
 D width of the codebook.
