@@ -207,6 +207,20 @@ def dalle_task_from(
     return DalleTask(dalle, built, words, config), checkpoint
 
 
+def new_dalle(
+    config: DalleConfig, args: argparse.Namespace, words: Tokenizer, *, seed: int, device: torch.device
+) -> Dalle:
+    """A fresh DALLE of `config`, less what --freeze says, with the CLIP that reads for its --clip_maps.
+
+    Raises:
+        Dalle3Error: as `with_clip_text`, and as `begin`.
+    """
+    config, reader = with_clip_text(config, args, words, beside=None)
+    dalle = begin("dalle", None, lambda: config, args, seed=seed, device=device)
+    dalle.load_state_dict(reader, strict=False)
+    return dalle
+
+
 def with_clip_text(
     config: DalleConfig, args: argparse.Namespace, words: Tokenizer, *, beside: Path | None
 ) -> tuple[DalleConfig, dict[str, Tensor]]:

@@ -182,10 +182,7 @@ def make_dalle(args: argparse.Namespace, place: RunConfig, device: torch.device,
     codec = build_codec(_codec(args, None), device)
     words = read_or_train_words(from_args(WordsConfig, args), source)
     derived = {"num_text_tokens": words.vocab_size, "num_image_tokens": codec.num_tokens}
-    settled = from_args(DalleConfig, args, base=derived)
-    dalle_config, reader = finetune.with_clip_text(settled, args, words, beside=None)
-    dalle = begin("dalle", None, lambda: dalle_config, args, seed=seed, device=device)
-    dalle.load_state_dict(reader, strict=False)
+    dalle = finetune.new_dalle(from_args(DalleConfig, args, base=derived), args, words, seed=seed, device=device)
     return finish_dalle(DalleTask(dalle, codec, words, from_args(DalleTaskConfig, args)), source, crop, seed)
 
 

@@ -90,6 +90,7 @@ GROUPS = {
     "pictures": CropConfig,
     "captions": DalleTaskConfig,
     "new model": DalleConfig,
+    "CLIP": finetune.NamedClip,
     "processes": LaunchConfig,
     "trackers": TrackerConfig,
 }
@@ -152,7 +153,7 @@ def _new(
         "image_grid": describe_codec(codec)["grid"],
     }
     config = from_args(DalleConfig, args, base={**DEFAULTS[DalleConfig], **derived})
-    dalle = finetune.begin("dalle", None, lambda: config, args, seed=loop.seed, device=device)
+    dalle = finetune.new_dalle(config, args, words, seed=loop.seed, device=device)
     task = DalleTask(dalle, build_codec(codec, device), words, _captions(args))
     return finish_dalle(task, source, from_args(CropConfig, args), loop.seed), None
 

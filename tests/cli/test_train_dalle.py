@@ -11,10 +11,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dalle3.checkpoint import read_folder
+from dalle3.checkpoint import read_folder, save_checkpoint
 from dalle3.cli import main, train_dalle
 from dalle3.train.optim import Plateau
 from dalle3.train.run import read_position
+from tests import tiny
 from tests.golden import FOLDER
 from tests.train.processes import material
 
@@ -160,3 +161,14 @@ def test_lr_decay_is_kept_over_a_resumed_run(flags, tmp_path):
     plateau = read_position(tmp_path / "dalle" / "step-00000008").plateau
     assert plateau.count == 2
     assert plateau.best is not None
+
+
+def test_a_clip_reads_the_captions_of_a_new_dalle_here_too(flags, tmp_path, capfd):
+    save_checkpoint(tiny.clip(), tmp_path / "clip", tokenizer=tiny.tokenizer())
+    words = {"bpe_path": tmp_path / "clip" / "tokenizer.json", "text_seq_len": 8, "clip_maps": 2}
+    given = {**flags, **{name: MODEL[name] for name in ("dim", "depth", "heads", "dim_head")}, **words, "steps": 1}
+    switches = ("hug", "truncate_captions")
+    assert train(*switches, **given, clip=tmp_path / "clip", dalle_output_file_name=tmp_path / "dalle") == 0
+    assert read_folder(tmp_path / "dalle" / "step-00000001").config.clip_text.embed_dim == 8
+    assert train(*switches, **given, dalle_output_file_name=tmp_path / "none") == 2
+    assert "clip_maps is 2, and no CLIP reads captions; name one with --clip" in capfd.readouterr().err
