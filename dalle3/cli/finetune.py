@@ -40,10 +40,8 @@ MAY_CHANGE = {
     *("smooth_l1_loss", "temperature", "straight_through", "reinmax"),
     *("loss", "respacing"),
 }
-MAY_BEGIN = {
-    "caption_maps",
-    "clip_maps",
-}  # where it is 0: what comes with it starts at nothing, so the model is what it was
+# Where they are 0: what comes with them starts at nothing, so the model is what it was.
+MAY_BEGIN = {"caption_maps", "clip_maps"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +50,8 @@ class NamedClip:
 
     clip: str | None = option(
         None,
-        help="the CLIP that gives rewards, or reads captions for --clip_maps, named as for generate.py (default: that "
-        "beside --init_from)",
+        help="the CLIP that gives the rewards, named as for generate.py, or that reads captions for --clip_maps, a "
+        "folder (default: beside --init_from; for rewards as generate.py's)",
     )
 
 
@@ -234,10 +232,10 @@ def with_clip_text(
     """
     if not config.clip_maps or config.clip_text is not None:
         return config, {}
-    path = from_args(NamedClip, args).clip or (beside and beside / CLIP_FOLDER)
-    if path is None or not located(Path(path)).exists():
+    named = from_args(NamedClip, args).clip
+    path = located(Path(named)) if named else beside and beside / CLIP_FOLDER
+    if path is None or not (named or path.exists()):
         raise ConfigError(f"clip_maps is {config.clip_maps}, and no CLIP reads captions; name one with --clip")
-    path = located(Path(path))
     clip = read_as(path, Role(name="a CLIP", kinds=("clip",), flag="--clip"), flag="--clip")
     sizes, weights = text_half(clip.config, clip.state)
     own = read_tokenizer(path, clip.tokenizer) if clip.tokenizer else words

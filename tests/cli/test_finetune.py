@@ -150,6 +150,7 @@ def test_a_new_dalle_may_have_maps_of_a_clips_reading(models, tmp_path):
         ("maps", {"clip_maps": 2, "clip": "other"}, "reads other words than the DALLE"),
         ("maps", {"clip_maps": 2, "clip": "short"}, "reads 4 tokens and the DALLE 8"),
         ("maps", {"clip_maps": 2, "clip": "dalle"}, "is a dalle, not a CLIP"),
+        ("maps", {"clip_maps": 2, "clip": "nowhere"}, "nowhere"),
     ],
 )
 def test_readings_that_cannot_be_are_one_line(kind, flags, line, models, tmp_path, capfd):

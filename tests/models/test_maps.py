@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from dalle3.errors import ConfigError
-from dalle3.models.clip import Clip, ClipConfig
+from dalle3.models.clip import Clip
 from dalle3.models.clip_text import ClipText, text_half
 from dalle3.models.dalle import Dalle, DalleConfig, with_maps
 from dalle3.models.maps import CaptionMaps
+from tests import tiny
 
 CONFIG = DalleConfig(
     num_text_tokens=20,
@@ -25,20 +26,7 @@ CONFIG = DalleConfig(
     dim_head=16,
     caption_maps=3,
 )
-CLIP = ClipConfig(
-    embed_dim=8,
-    image_size=16,
-    patch_size=8,
-    vision_width=8,
-    vision_layers=1,
-    vision_heads=1,
-    context_length=7,
-    vocab_size=20,
-    text_width=8,
-    text_layers=2,
-    text_heads=2,
-    text_end="last_id",
-)
+CLIP = dataclasses.replace(tiny.CLIP, text_end="last_id", text_layers=2, context_length=7)
 TEXT = torch.tensor([[7, 3, 7, 0, 0, 0], [5, 0, 0, 0, 0, 0]])
 
 
@@ -136,9 +124,8 @@ def test_the_text_half_reads_as_the_whole_clip_does(activation):
 
 
 def test_a_clip_that_ends_captions_its_own_way_is_refused():
-    other = dataclasses.replace(CLIP, text_end="highest_id")
     with pytest.raises(ConfigError, match="end-of-text token of its own"):
-        text_half(other, {})
+        text_half(tiny.CLIP, {})
 
 
 @torch.no_grad()

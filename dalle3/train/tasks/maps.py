@@ -34,7 +34,7 @@ class MapsObjective(nn.Module):
         self.register_buffer("targets", targets, persistent=False)  # (V, C)
 
     def forward(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Metrics]:
-        """The error for captions (B, L) and codes (B, h, w), whose own variance is about 1."""
+        """The error for captions (B, L) and codes (B, h, w), the mean of all channels."""
         assert self.dalle.clip_maps is not None
         error = F.mse_loss(self.dalle.clip_maps.channels(text), self.targets[codes.flatten(1)])
         return error, {"error": error.detach()}
