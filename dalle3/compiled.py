@@ -39,8 +39,9 @@ def library(source: Path) -> ctypes.CDLL | None:
 
 
 def _build_name(source: Path, compiler: str) -> str:
-    """A name for what `source` becomes under this compiler on this processor."""
+    """A name for what `source` and the headers beside it become under this compiler on this processor."""
     cpu = Path("/proc/cpuinfo")
     model = [line for line in cpu.read_text().splitlines() if line.startswith(("model name", "flags"))][:2]
-    parts = (source.read_text(), " ".join(FLAGS), compiler, platform.machine(), *model)
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    parts = (*texts, " ".join(FLAGS), compiler, platform.machine(), *model)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -21,7 +21,7 @@ from dalle3.convert.lora import is_adapter, joined
 from dalle3.convert.roles import DALLE, Role, read_as
 from dalle3.errors import ConfigError
 from dalle3.models.clip_text import text_half
-from dalle3.models.dalle import Dalle, DalleConfig, with_maps
+from dalle3.models.dalle import Dalle, DalleConfig, deepened, with_maps
 from dalle3.rerank import CLIP_FOLDER
 from dalle3.shipped import located
 from dalle3.tokenizers.base import Tokenizer, vocabulary
@@ -42,6 +42,7 @@ MAY_CHANGE = {
 }
 # Where they are 0: what comes with them starts at nothing, so the model is what it was.
 MAY_BEGIN = {"caption_maps", "clip_maps"}
+MAY_GROW = {"depth"}  # of a DALLE, likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +107,8 @@ def trained_on(checkpoint: Checkpoint, args: argparse.Namespace, path: Path) -> 
     given = _with_flags(checkpoint.config, args)
     before, now = _flat(checkpoint.config), _flat(given)
     for name in before:
-        begins = name in MAY_BEGIN and not before[name]
-        if before[name] != now[name] and name not in MAY_CHANGE and not begins:
+        grows = (name in MAY_BEGIN and not before[name]) or (name in MAY_GROW and before[name] < now[name])
+        if before[name] != now[name] and name not in MAY_CHANGE and not grows:
             misfit = differences(checkpoint.state, blank(checkpoint.kind, given))
             raise ConfigError(
                 f"{path} has {name} {before[name]}, and --{name} says {now[name]}; leave the flag out"
@@ -193,11 +194,13 @@ def dalle_task_from(
     words = read_words(parts, checkpoint, path)
     check_tokenizer(checkpoint.config, words, dalle_path=path)
     checkpoint.config, reader = with_clip_text(checkpoint.config, args, words, beside=path)
+    before, lora = checkpoint.state, from_args(LoraConfig, args)
     with seeded(seed, "weights"):
-        checkpoint.state = with_maps(checkpoint.config, checkpoint.state) | reader
+        checkpoint.state = with_maps(checkpoint.config, deepened(checkpoint.config, before)) | reader
+    if lora.lora_rank and checkpoint.state.keys() != before.keys():
+        raise ConfigError(f"--lora_rank leaves {path} as it is; leave --depth, --caption_maps and --clip_maps out")
     dalle = cast(Dalle, build(checkpoint, device=device, dtype=torch.float32)).requires_grad_(True)
     built = build_codec(codec, device)
-    lora = from_args(LoraConfig, args)
     if lora.lora_rank:
         with seeded(seed, "weights"):
             return DalleLoraTask(dalle, built, words, config, lora=lora.beside(checkpoint, path)), checkpoint

@@ -28,6 +28,7 @@ from dalle3.nn.positions import ATTENTION_TYPES, GridRotary, TokenShift, attenti
 from dalle3.nn.transformer import Branch, Transformer, layer_scale
 
 FF_MULT = 4
+LAYERS = "transformer.layers."  # what the names of their weights begin with
 STABLE_GRADIENT = 0.1  # share of the embedding gradient that passes under stable_softmax (CogView)
 
 
@@ -262,6 +263,28 @@ def with_maps(config: DalleConfig, state: dict[str, Tensor]) -> dict[str, Tensor
         if channels and not any(key.startswith(f"{name}.") for key in state):
             state = state | kind(config).state_dict(prefix=f"{name}.")
     return state
+
+
+def deepened(config: DalleConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a DALLE of fewer layers than `config` has, its last ones once more behind them.
+
+    What these add is scaled by 0 at first, so the model starts as it was, and learns how much of them to take
+    (stacking: Gong et al., "Efficient training of BERT by progressively stacking", 2019).
+
+    Raises:
+        ConfigError: layers share weights, of which none can be added alone.
+    """
+    before = 1 + max(int(name.split(".")[2]) for name in state if name.startswith(LAYERS))
+    if before == config.depth:
+        return state
+    if config.shared_attn_ids or config.shared_ff_ids:
+        raise ConfigError("layers of this DALLE share weights, so it cannot become deeper; leave --depth out")
+    added = {}
+    for depth in range(before, config.depth):
+        source, target = (f"{LAYERS}{layer}." for layer in (before - 1 - (config.depth - 1 - depth) % before, depth))
+        layer = {target + name.removeprefix(source): state[name] for name in state if name.startswith(source)}
+        added |= {name: torch.zeros_like(t) if name.endswith(".scale") else t for name, t in layer.items()}
+    return state | added
 
 
 def build_transformer(config: DalleConfig) -> Transformer:

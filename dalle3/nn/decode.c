@@ -14,6 +14,7 @@
 #ifdef __AVX__
 #include <immintrin.h>
 #endif
+#include "gelu.h"
 
 /* Floats in a vector register, and rows of a panel's outputs that the registers hold beside what they are made of. */
 #if defined __AVX512F__
@@ -169,37 +170,6 @@ static inline void share(int count, int piece, int *first, int *last)
     *last = (long)pieces * (thread + 1) / threads * piece;
     if (*first > count) *first = count;
     if (*last > count) *last = count;
-}
-
-/* e^x for x <= 88, by Cephes' polynomial: the relative error is below 2e-7. */
-static inline float exponential(float x)
-{
-    x = x < -87.0f ? -87.0f : x;
-    float n = rintf(x * 1.44269504f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    int raised = ((int)n + 127) << 23;
-    float power;
-    memcpy(&power, &raised, sizeof power);
-    return (p * r * r + r + 1.0f) * power;
-}
-
-/* x Phi(x); the error function is Abramowitz and Stegun's 7.1.26, within 1.5e-7. */
-static inline float gelu(float x)
-{
-    float z = fabsf(x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
-    float p = 1.061405429f;
-    p = p * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    float tail = 0.5f * p * t * exponential(-z * z); /* the normal distribution beyond |x| */
-    return x < 0 ? x * tail : x - x * tail;
 }
 
 static void normalise(const float *from, const float *weight, const float *bias, float epsilon, int dim, float *to)

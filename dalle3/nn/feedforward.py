@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle3.nn.attention import Record
+from dalle3.nn.geglu import geglu
 
 
 class GatedFeedForward(nn.Module):
@@ -22,5 +23,4 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor, keep: Tensor | None = None, record: Record | None = None) -> Tensor:
         """Transforms each position of `x` (B, N, D); `keep` and `record` are attention's, unused here."""
-        up, gate = self.up_gate(x).chunk(2, dim=-1)
-        return self.down(F.dropout(up * F.gelu(gate), self.dropout, self.training))
+        return self.down(F.dropout(geglu(self.up_gate(x)), self.dropout, self.training))

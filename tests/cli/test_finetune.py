@@ -95,6 +95,28 @@ def test_a_dalle_may_get_caption_maps_and_keep_them(models, tmp_path):
     assert read_folder(tmp_path / "two" / "step-00000001").config == grown.config
 
 
+def test_a_dalle_may_become_deeper_and_draws_as_before_until_it_learns(models, tmp_path):
+    flags = {"truncate_captions": None, "steps": 1}
+    before, out = read_folder(models / "dalle"), tmp_path / "one"
+    depth = before.config.depth + 3
+    assert train(models, "dalle", out, init_from=models / "dalle", depth=depth, train="to_logits", **flags) == 0
+    grown = read_folder(out / "step-00000001")
+    assert grown.config == dataclasses.replace(before.config, depth=depth)
+    for name, tensor in before.state.items():
+        assert torch.equal(grown.state[name], tensor) or "to_logits" in name
+    more = {"init_from": out / "step-00000001", **flags}
+    assert train(models, "dalle", tmp_path / "two", **more) == 0
+    found = read_folder(tmp_path / "two" / "step-00000001")
+    assert found.state[f"transformer.layers.{depth - 1}.1.scale"].any()
+    assert train(models, "dalle", tmp_path / "three", depth=1, **more) == 2  # and never shallower
+
+
+@pytest.mark.parametrize("growth", [{"depth": 9}, {"caption_maps": 2}])
+def test_adapters_and_growth_do_not_go_together(growth, models, tmp_path, capfd):
+    assert train(models, "dalle", tmp_path / "run", init_from=models / "dalle", **LORA, **growth) == 2
+    assert "leave --depth, --caption_maps and --clip_maps out" in capfd.readouterr().err
+
+
 def test_caption_maps_of_other_sizes_are_one_line(models, tmp_path, capfd):
     flags = {"truncate_captions": None, "steps": 1}
     assert train(models, "dalle", tmp_path / "one", init_from=models / "dalle", caption_maps=2, **flags) == 0
