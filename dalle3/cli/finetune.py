@@ -176,12 +176,14 @@ def dalle_task_from(
     config: DalleTaskConfig,
     seed: int,
     device: torch.device,
+    clip_reads: bool = True,
 ) -> tuple[DalleTask, Checkpoint]:
     """The task that trains the DALLE of a file on, and that file's content.
 
     Args:
         path: the DALLE, which `flag` names; the image tokenizer and the text tokenizer may have flags of their own.
         config: of the task.
+        clip_reads: --clip names what reads captions, and nothing else.
     Raises:
         Dalle3Error: a file is missing, broken or of another kind, or they do not belong together.
     """
@@ -193,6 +195,8 @@ def dalle_task_from(
     check_codec(checkpoint, codec, dalle_path=path, codec_path=codec_path)
     words = read_words(parts, checkpoint, path)
     check_tokenizer(checkpoint.config, words, dalle_path=path)
+    if clip_reads:
+        check_clip_is_read(checkpoint.config, args)
     checkpoint.config, reader = with_clip_text(checkpoint.config, args, words, beside=path)
     before, lora = checkpoint.state, from_args(LoraConfig, args)
     with seeded(seed, "weights"):
@@ -214,12 +218,23 @@ def new_dalle(
     """A fresh DALLE of `config`, less what --freeze says, with the CLIP that reads for its --clip_maps.
 
     Raises:
-        Dalle3Error: as `with_clip_text`, and as `begin`.
+        Dalle3Error: as `check_clip_is_read`, `with_clip_text` and `begin`.
     """
+    check_clip_is_read(config, args)
     config, reader = with_clip_text(config, args, words, beside=None)
     dalle = begin("dalle", None, lambda: config, args, seed=seed, device=device)
     dalle.load_state_dict(reader, strict=False)
     return dalle
+
+
+def check_clip_is_read(config: DalleConfig, args: argparse.Namespace) -> None:
+    """Raises ConfigError where --clip names a CLIP that a DALLE of `config` has no use for."""
+    if from_args(NamedClip, args).clip is None:
+        return
+    if config.clip_text is not None:
+        raise ConfigError("this DALLE has the CLIP that reads its captions, and keeps it; leave --clip out")
+    if not config.clip_maps:
+        raise ConfigError("--clip names what reads captions for --clip_maps, and this DALLE has none; ask for some")
 
 
 def with_clip_text(

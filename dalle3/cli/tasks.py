@@ -206,7 +206,7 @@ def make_reward(args: argparse.Namespace, place: RunConfig, device: torch.device
         raise ConfigError("zero_stage is 3, which divides the weights that pictures are drawn with; take 2")
     source = open_for_dalle(place)
     given = {"config": from_args(DalleTaskConfig, args), "seed": seed, "device": device}
-    base, checkpoint = finetune.dalle_task_from(path, args, flag="--init_from", **given)
+    base, checkpoint = finetune.dalle_task_from(path, args, flag="--init_from", clip_reads=False, **given)
     own = dataclasses.replace(checkpoint.recommended, best_of=None)  # there is no CLIP beside a checkpoint of a run
     draws = from_args(Recommended, args).instead_of(own)
     check_draws(draws)

@@ -143,6 +143,7 @@ def test_a_dalle_gets_maps_of_a_clips_reading_first_alone_then_with_the_rest(mod
     assert found.config == grown.config
     assert found.state["clip_maps.to_dim.weight"].any()
     assert all(torch.equal(found.state[name], tensor) for name, tensor in reader.items())
+    assert train(models, "dalle", tmp_path / "three", init_from=start, **flags) == 2  # it has that CLIP already
 
 
 def test_maps_of_a_reading_come_nearer_to_their_pictures(models, tmp_path):
@@ -173,6 +174,7 @@ def test_a_new_dalle_may_have_maps_of_a_clips_reading(models, tmp_path):
         ("maps", {"clip_maps": 2, "clip": "short"}, "reads 4 tokens and the DALLE 8"),
         ("maps", {"clip_maps": 2, "clip": "dalle"}, "is a dalle, not a CLIP"),
         ("maps", {"clip_maps": 2, "clip": "nowhere"}, "nowhere"),
+        ("dalle", {"clip": "clip"}, "--clip names what reads captions for --clip_maps, and this DALLE has none"),
     ],
 )
 def test_readings_that_cannot_be_are_one_line(kind, flags, line, models, tmp_path, capfd):

@@ -96,10 +96,11 @@ class DalleTask:
         device, config = next(self.dalle.parameters()).device, self.dalle.config
         rows = caption_rows(self.tokenizer, batch.captions, config.text_seq_len, truncate=self.config.truncate_captions)
         rows = drop_rows(rows, self.config.caption_dropout, rng=rng)
-        inputs = {"text": rows.to(device), "codes": self.codes(batch.content.to(device))}
+        inputs = {"codes": self.codes(batch.content.to(device))}
         if self.config.words_dropout:
-            inputs["text"] = drop_rows(rows, self.config.words_dropout, rng=rng).to(device)
             inputs["meant"] = rows.to(device)
+            rows = drop_rows(rows, self.config.words_dropout, rng=rng)
+        inputs["text"] = rows.to(device)
         if noise := self.config.code_noise:
             others = any_codes(inputs["codes"], config.num_image_tokens, rng=rng)
             inputs["read"] = misread(inputs["codes"], others, noise, rng=rng)
