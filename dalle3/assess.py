@@ -1,7 +1,7 @@
 """Held against data: what the second stage makes of the codes of pictures, and what both make of captions.
 
-Shapes: B pictures of a batch, N prompts of a data set, K pictures of each, h w grid of codes, S side of a picture, E
-width of CLIP's space.
+Shapes: B pictures of a batch, N prompts of a data set, C prompts drawn at once, K pictures of each, L caption tokens,
+h w grid of codes, S side of a picture, E width of CLIP's space.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle3.checkpoint import read_safetensors
 from dalle3.config import option, to_dict
@@ -34,12 +33,13 @@ from dalle3.evaluate.judge import Judge, Retrieval, best_of, mean_cosine
 from dalle3.evaluate.report import Row
 from dalle3.files import whole_file
 from dalle3.models.decoder import enlarged
+from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.pipeline import Model, Result
 from dalle3.sampling import Recommended, SamplingChoice
 from dalle3.tokenizers.base import tokenize
 from dalle3.train.tasks.diffusion import shrink
 
-PROMPTS_AT_ONCE = 8  # whose drawings are kept together
+PROMPTS_AT_ONCE = 16  # whose drawings are kept together
 SEEDS = 1_000_000  # apart are the seeds of two evaluations
 
 
@@ -288,27 +288,36 @@ class TextToImage:
         return codes, liked, liked if self.judge is None else torch.cat([part["judged"] for part in parts])
 
     def _draw(self, captions: Sequence[str], first: int, cond_scale: float) -> dict[str, Tensor]:
-        codes, liked, judged = [], [], []
-        for number, caption in enumerate(captions, start=first):
-            pictures = self.model.generate(
-                caption,
-                max(self.settings.best_of),
-                top_p=self.settings.top_p,
-                top_k=self.settings.top_k,
-                temperature=self.settings.temperature,
-                cond_scale=cond_scale,
-                seed=self.seed * SEEDS + number,
-                best_of=1,
-                batch_size=self.settings.batch_size,
-                truncate_captions=True,
-            )
-            codes.append(torch.stack([torch.from_numpy(picture.codes) for picture in pictures]))
-            images = stacked([picture.image for picture in pictures])
-            liked.append(self.chooser.see(images))
-            if self.judge is not None:
-                judged.append(self.judge.see(images))
-        found = {"codes": codes, "features": liked, "judged": judged}
-        return {name: torch.stack(parts) for name, parts in found.items() if parts}
+        codes = self._codes(captions, first, cond_scale)
+        images = [rendered(self.model.codec, some) for some in codes]
+        found = {"codes": codes, "features": torch.stack([self.chooser.see(some) for some in images])}
+        if self.judge is not None:
+            found["judged"] = torch.stack([self.judge.see(some) for some in images])
+        return found
+
+    def _codes(self, captions: Sequence[str], first: int, cond_scale: float) -> Tensor:
+        """Codes (N, K, h, w) of pictures of captions, about `batch_size` at once: of one caption, or of several."""
+        length = self.model.dalle.config.text_seq_len
+        text = tokenize(self.model.tokenizer, list(captions), length, truncate=True)
+        together = max(self.settings.batch_size // max(self.settings.best_of), 1)
+        starts = range(first, first + len(text), together)
+        parts = zip(text.split(together), starts, strict=True)
+        return torch.cat([self._codes_together(some, start, cond_scale) for some, start in parts])
+
+    def _codes_together(self, text: Tensor, first: int, cond_scale: float) -> Tensor:
+        """Codes (C, K, h, w) of captions (C, L), of which the first is prompt `first`."""
+        decoder, size, number = self.model.decoder, self.settings.batch_size, max(self.settings.best_of)
+        asked = SamplingChoice(
+            top_p=self.settings.top_p,
+            top_k=self.settings.top_k,
+            temperature=self.settings.temperature,
+            cond_scale=cond_scale,
+        )
+        sampling, prefix = asked.settled(self.model.recommended), decoder.read(text, cond_scale=cond_scale)
+        seeds = [self.seed * SEEDS + prompt for prompt in range(first, first + len(text))]
+        indices = [range(start, min(start + size, number)) for start in range(0, number, size)]
+        drawn = [decoder.draw(prefix, sampling, seed=seeds, indices=some) for some in indices]
+        return torch.cat([codes.unflatten(0, (len(text), -1)) for codes in drawn], dim=1)
 
     def _read(self, batches: Iterable[Examples]) -> tuple[list[str], Tensor, dict[str, float]]:
         captions: list[str] = []
@@ -330,6 +339,10 @@ class TextToImage:
         return torch.stack([dalle.loss(ids, codes)[1]["image"].float().cpu() for ids in seen])
 
 
-def stacked(images: Sequence[Image.Image]) -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1] of RGB images of one size."""
-    return torch.stack([to_tensor(image) for image in images]).float() / 255
+@torch.inference_mode()
+def rendered(codec: ImageTokenizer, codes: Tensor) -> Tensor:
+    """The pictures (B, 3, H, W) in [0, 1] of codes (B, h, w), as they are when saved in 8 bits."""
+    assert isinstance(codec, nn.Module)
+    device = next(codec.parameters()).device
+    pixels = torch.cat([codec.decode(grid[None].to(device)) for grid in codes]).float().clamp(0, 1)
+    return ((pixels * 255).round() / 255).cpu()

@@ -1,13 +1,13 @@
-"""Fast decoding: a caption is read once, then codes are drawn one at a time for many pictures together.
+"""Fast decoding: captions are read once, then codes are drawn one at a time for many pictures of each together.
 
-What makes it fast: the caption's keys and values are computed and stored once for all pictures of it; only the
+What makes it fast: a caption's keys and values are computed and stored once for all pictures of it; only the
 newest position goes through the layers; layers that see few codes read only those; only the logits of codes are
 computed; the caption and the empty caption of guidance are rows of one batch; and a position runs through code made
 for it, in C on a CPU (`nn/native.py`), else in operators over packed weights (`nn/packed.py`).
 
-Shapes: G groups (the caption, and the empty caption under guidance), n pictures, R = G * n rows, P rows padded to
-what the engine likes best, H heads, K width of a head, D model width, L caption tokens, T = L + 1 caption
-positions with <bos>, m codes that pictures start with.
+Shapes: C captions, G groups (the captions, and under guidance as many times the empty one), n pictures of each
+caption, R = G * n rows, P rows padded to what the engine likes best, H heads, K width of a head, D model width,
+L caption tokens, T = L + 1 caption positions with <bos>, m codes that pictures start with.
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ MEMORY_OF_PICTURES = 2 * 1024**3  # bytes
 
 @dataclass(frozen=True)
 class Prefix:
-    """What the layers remember of a caption and of the codes that all its pictures start with.
+    """What the layers remember of captions and of the codes that all their pictures start with.
 
     Attributes:
+        captions: C.
         hidden: (G, D), what the logits of the next code are read from.
         records: of each branch; attention's "keys" and "values" (G, H, T + m, K), the shift's "shifted" (G, T + m, D).
         codes: (m,), the codes given.
-        maps: (G, M, D), what the caption adds to the embeddings from which each of a picture's M codes is predicted;
+        maps: (G, M, D), what captions add to the embeddings from which each of a picture's M codes is predicted;
             None where the model has no maps.
     """
 
+    captions: int
     hidden: Tensor
     records: list[Record]
     codes: Tensor
@@ -77,7 +79,7 @@ class Decoder:
 
     @torch.inference_mode()
     def read(self, text: Tensor, *, cond_scale: float = 1.0, prime: Tensor | None = None) -> Prefix:
-        """The prefix of one caption (L,) and of the codes (m,) that its pictures start with.
+        """The prefix of one caption (L,) or of several (C, L), and of the codes (m,) that their pictures start with.
 
         Raises:
             CodesError: `prime` leaves no code to draw.
@@ -85,10 +87,17 @@ class Decoder:
         codes = torch.empty(0, dtype=torch.long) if prime is None else prime.flatten()
         if len(codes) >= self.config.image_seq_len:
             raise CodesError(f"{len(codes)} codes to start with; a picture has {self.config.image_seq_len} in all")
-        texts = torch.stack([text, torch.zeros_like(text)] if cond_scale != 1 else [text]).to(self.device)
+        captions = text.reshape(-1, text.shape[-1])
+        texts = torch.cat([captions, torch.zeros_like(captions)] if cond_scale != 1 else [captions]).to(self.device)
         records: list[Record] = [{} for _ in self.branches]
         x = self.model.embed(texts, codes.to(self.device).expand(len(texts), -1))
-        return Prefix(self.model.hidden(x, records)[:, -1], records, codes.to(self.device), self.model.maps(texts))
+        return Prefix(
+            captions=len(captions),
+            hidden=self.model.hidden(x, records)[:, -1],
+            records=records,
+            codes=codes.to(self.device),
+            maps=self.model.maps(texts),
+        )
 
     @torch.inference_mode()
     def draw(
@@ -96,19 +105,23 @@ class Decoder:
         prefix: Prefix,
         sampling: Sampling,
         *,
-        seed: int,
+        seed: int | Sequence[int],
         indices: Sequence[int],
         on_token: OnToken | None = None,
     ) -> Tensor:
-        """The codes (n, h, w), int64 on the CPU, of the pictures `indices`: picture i is the same in any company.
+        """The codes (C * n, h, w), int64 on the CPU, of the pictures `indices` of each caption, one after the other.
+
+        Picture i of a caption is the same in any company.
 
         Args:
             prefix: read with the same `cond_scale`.
+            seed: of all captions, or one of each.
             on_token: called after each code with how many are drawn and how many a picture has.
         """
         config, given = self.config, len(prefix.codes)
-        noise = Noise(seed, "image", indices, config.num_image_tokens)
-        codes = torch.empty(len(indices), config.image_seq_len, dtype=torch.long, device=self.device)
+        seeds = [seed] * prefix.captions if isinstance(seed, int) else seed
+        noise = Noise(seeds, "image", indices, config.num_image_tokens)
+        codes = torch.empty(len(seeds) * len(indices), config.image_seq_len, dtype=torch.long, device=self.device)
         codes[:, :given] = prefix.codes
         pictures = _Pictures(self, prefix, len(indices))
         hidden = prefix.hidden.repeat_interleave(len(indices), dim=0)
@@ -128,7 +141,7 @@ class Decoder:
         """Caption ids (L,), 0 where blank, that begin with those of `text` and end where the model leaves a blank."""
         config, ids = self.config, text.clone()
         given = int((ids != 0).sum())
-        noise = Noise(seed, "text", [0], config.num_text_ids)
+        noise = Noise([seed], "text", [0], config.num_text_ids)
         caption = _Caption(self, ids[:given])
         hidden = caption.hidden
         for position in range(given, config.text_seq_len):
@@ -162,11 +175,11 @@ class Decoder:
 
 
 class _Pictures:
-    """The growing memory of n pictures of one caption."""
+    """The growing memory of n pictures of each caption."""
 
     def __init__(self, decoder: Decoder, prefix: Prefix, pictures: int) -> None:
         config = decoder.config
-        self.decoder, self.groups, self.rows = decoder, len(prefix.hidden), len(prefix.hidden) * pictures
+        self.decoder, self.pictures, self.rows = decoder, pictures, len(prefix.hidden) * pictures
         self.positions = None if config.rotary_emb else decoder.model.image_pos()
         self.maps = prefix.maps
         kinds = [kind for kind in config.layer_attn_types() for _ in range(2)]
@@ -176,13 +189,13 @@ class _Pictures:
         ]
 
     def step(self, codes: Tensor, position: int) -> Tensor:
-        """Reads the code (n,) of each picture at `position`; what the next logits are read from, (P, D)."""
+        """Reads the code (C * n,) of each picture at `position`; what the next logits are read from, (P, D)."""
         x = F.embedding(codes, self.decoder.model.image_table())
         if self.positions is not None:
             x = x + self.positions[position]
-        x = x.repeat(self.groups, 1)
+        x = x.repeat(self.rows // len(codes), 1)
         if self.maps is not None:
-            x = x + self.maps[:, position + 1].repeat_interleave(len(codes), dim=0)
+            x = x + self.maps[:, position + 1].repeat_interleave(self.pictures, dim=0)
         x = self.decoder.rows(x)
         return self.decoder.advance(x, self.decoder.config.text_len + position, self.steps)
 

@@ -121,11 +121,14 @@ class Sampling(SamplingChoice):
 
 
 class Noise:
-    """The random numbers of some images or texts; those of number i are a function of (seed, purpose, i) alone."""
+    """The random numbers of some images or texts; those of number i are a function of (seed, purpose, i) alone.
 
-    def __init__(self, seed: int, purpose: str, indices: Sequence[int], size: int) -> None:
-        self._generators = [generator(seed, purpose, index) for index in indices]
-        self._uniform = torch.empty(len(indices), size)
+    R are the indices of the first seed, then those of the next.
+    """
+
+    def __init__(self, seeds: Sequence[int], purpose: str, indices: Sequence[int], size: int) -> None:
+        self._generators = [generator(seed, purpose, index) for seed in seeds for index in indices]
+        self._uniform = torch.empty(len(self._generators), size)
 
     def gumbel(self) -> Tensor:
         """The next (R, C) standard Gumbel numbers, float32 on the CPU."""

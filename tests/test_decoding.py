@@ -98,7 +98,7 @@ def test_greedy_codes_are_the_originals(name, engine):
 @pytest.mark.parametrize("sampling", [Sampling(top_p=0.7), Sampling(top_k=5, temperature=0.5, cond_scale=3.0)])
 @torch.inference_mode()
 def test_drawing_is_the_plain_loop_over_full_passes(sampling, caption):
-    model, noise = make(), Noise(4, "image", [2], 40)
+    model, noise = make(), Noise([4], "image", [2], 40)
     decoder = Decoder(model)
     drawn = decoder.draw(decoder.read(caption, cond_scale=sampling.cond_scale), sampling, seed=4, indices=[2])
     codes = torch.empty(1, 0, dtype=torch.long)
@@ -116,6 +116,20 @@ def test_a_picture_is_the_same_in_any_company(option, caption):
     together = decoder.draw(prefix, sampling, seed=3, indices=range(7))
     for indices in ([0], [6], [4, 2], [1, 2, 3, 4, 5]):
         assert torch.equal(decoder.draw(prefix, sampling, seed=3, indices=indices), together[indices])
+
+
+@pytest.mark.parametrize("cond_scale", [1.0, 2.0])
+@pytest.mark.parametrize("option", ["full", "mixed", "reversible"])
+def test_several_captions_are_drawn_together_as_each_alone(option, cond_scale, engine, caption):
+    decoder, sampling = Decoder(make(**OPTIONS[option]), engine), Sampling(top_p=0.9, cond_scale=cond_scale)
+    captions, prime = torch.stack([caption, caption.flip(0), torch.zeros_like(caption)]), torch.arange(3)
+    prefix = decoder.read(captions, cond_scale=cond_scale, prime=prime)
+    together = decoder.draw(prefix, sampling, seed=[3, 5, 3], indices=[1, 4]).unflatten(0, (3, 2))
+    for text, seed, drawn in zip(captions, (3, 5, 3), together, strict=True):
+        alone = decoder.draw(
+            decoder.read(text, cond_scale=cond_scale, prime=prime), sampling, seed=seed, indices=[1, 4]
+        )
+        assert torch.equal(drawn, alone)
 
 
 def test_fewer_pictures_of_a_large_model_are_drawn_at_once():
@@ -153,7 +167,7 @@ def test_too_many_given_codes_are_refused(caption):
 @torch.inference_mode()
 def test_completing_a_caption_is_the_plain_loop_over_full_passes(option, engine):
     model, sampling = make(text_seq_len=12, **OPTIONS[option]), Sampling(top_k=8)
-    noise = Noise(0, "text", [0], model.config.num_text_ids)
+    noise = Noise([0], "text", [0], model.config.num_text_ids)
     ids = torch.tensor([5, 9] + [0] * 10)
     expected = ids.clone()
     for position in range(2, 12):

@@ -71,7 +71,7 @@ def test_a_fractional_top_k_counts_text_ids_too():
 
 def test_draws_follow_the_softmax_of_logits_over_temperature():
     logits, draws = torch.tensor([1.0, 0.0, -1.0, 2.0]), 4000
-    noise = Noise(0, "image", range(draws), 4)
+    noise = Noise([0], "image", range(draws), 4)
     codes = draw(logits.expand(draws, -1), Sampling(temperature=1.7), noise, num_tokens=4)
     frequencies = codes.bincount(minlength=4) / draws
     expected = (logits / 1.7).softmax(0)
@@ -80,18 +80,18 @@ def test_draws_follow_the_softmax_of_logits_over_temperature():
 
 def test_no_temperature_is_the_likeliest_code():
     logits = torch.randn(5, 30, generator=torch.Generator().manual_seed(0))
-    codes = draw(logits, Sampling(temperature=0), Noise(0, "image", range(5), 30), num_tokens=30)
+    codes = draw(logits, Sampling(temperature=0), Noise([0], "image", range(5), 30), num_tokens=30)
     assert torch.equal(codes, logits.argmax(-1))
 
 
 def test_noise_of_an_image_depends_on_nothing_but_seed_and_index():
-    several, alone = Noise(7, "image", [3, 8, 5], 100), Noise(7, "image", [8], 100)
+    several, alone = Noise([7], "image", [3, 8, 5], 100), Noise([7], "image", [8], 100)
     for _ in range(3):
         assert torch.equal(several.gumbel()[1], alone.gumbel()[0])
 
 
 def test_noise_is_standard_gumbel():
-    noise = Noise(0, "image", [0], 200_000).gumbel()
+    noise = Noise([0], "image", [0], 200_000).gumbel()
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
     assert noise.var().item() == pytest.approx(np.pi**2 / 6, abs=0.03)
 

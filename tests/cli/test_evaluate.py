@@ -15,10 +15,12 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 import dalle3
+from dalle3.assess import SEEDS, DrawSettings, Kept, TextToImage
 from dalle3.checkpoint import save_checkpoint
 from dalle3.cli import main
 from dalle3.cli.evaluate import name_splits
 from dalle3.data.open import open_pictures
+from dalle3.data.transforms import to_tensor
 from dalle3.errors import ConfigError
 from dalle3.evaluate.examples import read_examples
 from dalle3.sampling import Recommended
@@ -177,6 +179,19 @@ def test_a_seed_always_gives_the_same_figures_and_another_one_others(world):
         return measured(f"text --dalle_path {world}/model --seed {seed} --data {world}/val")
 
     assert figures(1) == figures(1) != figures(2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 16])
+def test_what_is_measured_is_what_generate_draws_whatever_is_drawn_at_once(world, batch_size):
+    model, captions = dalle3.load(world / "model"), ["a red circle", "a blue circle", "a red square"]
+    settings = DrawSettings(best_of=(3,), batch_size=batch_size, top_p=0.8).settled(model.recommended)
+    measuring = TextToImage(model=model, settings=settings, seed=2, kept=Kept(None))
+    codes, features, _ = measuring.draw(captions, cond_scale=2.0)
+    for number, caption in enumerate(captions):
+        pictures = model.generate(caption, 3, top_p=0.8, cond_scale=2.0, best_of=1, seed=2 * SEEDS + number)
+        assert torch.equal(codes[number], torch.stack([torch.from_numpy(picture.codes) for picture in pictures]))
+        seen = torch.stack([to_tensor(picture.image) for picture in pictures]).float() / 255
+        torch.testing.assert_close(features[number], measuring.chooser.see(seen))
 
 
 def test_what_was_drawn_is_kept_and_not_drawn_again(world):

@@ -118,12 +118,9 @@ class DalleTask:
 
     def _draw(self, captions: tuple[str, ...], seed: int) -> Tensor:
         rows = caption_rows(self.tokenizer, captions, self.dalle.config.text_seq_len, truncate=True)
-        decoder, guidance = Decoder(self.dalle), self.sampling.cond_scale
-        drawn = [
-            decoder.draw(decoder.read(row, cond_scale=guidance), self.sampling, seed=seed, indices=[index])
-            for index, row in enumerate(rows)
-        ]
-        return torch.cat(drawn).to(self.codec_device)
+        decoder = Decoder(self.dalle)
+        prefix, seeds = decoder.read(rows, cond_scale=self.sampling.cond_scale), range(seed, seed + len(rows))
+        return decoder.draw(prefix, self.sampling, seed=seeds, indices=[0]).to(self.codec_device)
 
     @property
     def codec_device(self) -> torch.device:
