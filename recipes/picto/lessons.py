@@ -37,7 +37,7 @@ class Lesson:
 
 _ALONE = {"single": 2, "hue": 2, "bg": 1, "badge": 1, "char": 1, "glyph": 1}
 _FEW = {"bg": 0.5, "badge": 0.5, "glyph": 0.2, "char": 0.7, "pair": 0.15, "cpair": 0.15, "count": 0.2}
-_MANY = {"bg": 0.8, "badge": 0.8, "glyph": 0.25, "char": 1, "pair": 0.4, "cpair": 0.4, "count": 0.5}
+_MANY = {"bg": 1.2, "badge": 1.2, "glyph": 0.25, "char": 0.8, "pair": 0.7, "cpair": 0.7, "count": 1.2}
 _COMMON_STYLES = {"fluent-3d": 1, "fluent-flat": 1, "fluent-color": 0.6, "noto": 1, "twemoji": 1, "emojione": 1}
 _THINGS = ("activities", "animals & nature", "food & drink", "objects", "travel & places")
 
