@@ -280,10 +280,11 @@ def deepened(config: DalleConfig, state: dict[str, Tensor]) -> dict[str, Tensor]
     if config.shared_attn_ids or config.shared_ff_ids:
         raise ConfigError("layers of this DALLE share weights, so it cannot become deeper; leave --depth out")
     added = {}
-    for depth in range(before, config.depth):
-        source, target = (f"{LAYERS}{layer}." for layer in (before - 1 - (config.depth - 1 - depth) % before, depth))
-        layer = {target + name.removeprefix(source): state[name] for name in state if name.startswith(source)}
-        added |= {name: torch.zeros_like(t) if name.endswith(".scale") else t for name, t in layer.items()}
+    for layer in range(before, config.depth):
+        source, target = f"{LAYERS}{(layer - config.depth) % before}.", f"{LAYERS}{layer}."
+        for name in (name for name in state if name.startswith(source)):
+            weight = torch.zeros_like(state[name]) if name.endswith(".scale") else state[name]
+            added[target + name.removeprefix(source)] = weight
     return state | added
 
 

@@ -2,7 +2,7 @@
 
 PyTorch takes five operators and their copies for it and its gradients, a fifth of a training step there.
 
-Shapes: N rows, H hidden width.
+Shapes: H hidden width.
 """
 
 from __future__ import annotations
