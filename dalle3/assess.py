@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle3.checkpoint import read_safetensors
 from dalle3.config import option, to_dict
@@ -33,7 +33,6 @@ from dalle3.evaluate.judge import Judge, Retrieval, best_of, mean_cosine
 from dalle3.evaluate.report import Row
 from dalle3.files import whole_file
 from dalle3.models.decoder import enlarged
-from dalle3.models.image_tokenizer import ImageTokenizer
 from dalle3.pipeline import Model, Result
 from dalle3.sampling import Recommended, SamplingChoice
 from dalle3.tokenizers.base import tokenize
@@ -289,7 +288,7 @@ class TextToImage:
 
     def _draw(self, captions: Sequence[str], first: int, cond_scale: float) -> dict[str, Tensor]:
         codes = self._codes(captions, first, cond_scale)
-        images = [rendered(self.model.codec, some) for some in codes]
+        images = [(self.model.pixels(some) * 255).round().cpu() / 255 for some in codes]  # as they are when saved
         found = {"codes": codes, "features": torch.stack([self.chooser.see(some) for some in images])}
         if self.judge is not None:
             found["judged"] = torch.stack([self.judge.see(some) for some in images])
@@ -337,12 +336,3 @@ class TextToImage:
         text = tokenize(self.model.tokenizer, list(examples.captions), dalle.config.text_seq_len, truncate=True)
         seen = (text.to(device), torch.zeros_like(text, device=device))
         return torch.stack([dalle.loss(ids, codes)[1]["image"].float().cpu() for ids in seen])
-
-
-@torch.inference_mode()
-def rendered(codec: ImageTokenizer, codes: Tensor) -> Tensor:
-    """The pictures (B, 3, H, W) in [0, 1] of codes (B, h, w), as they are when saved in 8 bits."""
-    assert isinstance(codec, nn.Module)
-    device = next(codec.parameters()).device
-    pixels = torch.cat([codec.decode(grid[None].to(device)) for grid in codes]).float().clamp(0, 1)
-    return ((pixels * 255).round() / 255).cpu()

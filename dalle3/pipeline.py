@@ -213,6 +213,13 @@ class Model:
         """How the DALLE draws best, as its folder says."""
         return self.checkpoints["dalle"].recommended
 
+    @torch.inference_mode()
+    def pixels(self, codes: Tensor) -> Tensor:
+        """The image tokenizer's pictures (B, 3, H, W) in [0, 1] of codes (B, h, w)."""
+        # A CPU decodes one by one: it costs nothing, and the rounding of a picture cannot depend on its company.
+        parts = codes.to(self.device).split(1 if self.device.type == "cpu" else len(codes))
+        return torch.cat([self.codec.decode(part) for part in parts]).float().clamp(0, 1)
+
     @cached_property
     def decoder(self) -> Decoder:
         """The DALLE laid out for drawing."""
@@ -297,12 +304,9 @@ class Drawing:
             on_token=lambda drawn, codes: tick((done + len(candidates) * drawn / codes) / self.best_of),
         )
 
-    @torch.inference_mode()
     def _decode(self, codes: Tensor, candidates: Sequence[int]) -> tuple[Tensor, list[Picture]]:
         """The pictures of codes (B, h, w), also as pixels (B, 3, H, W) in [0, 1]."""
-        # A CPU decodes one by one: it costs nothing, and the rounding of a picture cannot depend on its company.
-        parts = codes.to(self.model.device).split(1 if self.model.device.type == "cpu" else len(codes))
-        pixels = torch.cat([self.model.codec.decode(part) for part in parts]).float().clamp(0, 1)
+        pixels = self.model.pixels(codes)
         images = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         pictures = [
             Picture(
