@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import re
 from pathlib import Path
@@ -21,7 +22,8 @@ def open_pictures(name: str, *, columns: str = "", needs_captions: bool = True) 
     """The pictures called `name`, with a warning about what had to be left out.
 
     Args:
-        name: a folder, a `.jsonl` file, or a `.tar` file, an http address of one, or a pattern of either with braces.
+        name: a folder, a `.jsonl` file, or a `.tar` file, an http address of one, or a pattern: of either with braces,
+            of files with the shell's `*` too.
         columns: the suffixes of picture and caption in tars, `img,cap`; given, a folder is taken as a folder of tars.
         needs_captions: leave out pictures without a caption.
     Raises:
@@ -47,13 +49,19 @@ def find_pictures(name: str, *, columns: str, needs_captions: bool) -> PictureFi
     if path.is_dir() and (wanted or _holds_only_tars(path)) and (tars := sorted(path.glob("*.tar"))):
         return TarShards(tars, columns=wanted, needs_captions=needs_captions)
     if not path.is_dir() and (wanted or ".tar" in path.suffixes):
-        return TarShards([Path(tar) for tar in expand(name)], columns=wanted, needs_captions=needs_captions)
+        tars = [Path(tar) for pattern in expand(name) for tar in _matches(pattern)]
+        return TarShards(tars, columns=wanted, needs_captions=needs_captions)
     return CaptionedFolder(path, needs_captions=needs_captions)
 
 
 def expand(pattern: str) -> list[str]:
     """The names of a pattern with braces, `{00..12}` and `{a,b}`; several patterns are joined by `::`."""
     return [name for part in pattern.split("::") for name in _braces(part)]
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files of a pattern as the shell knows them; where there is none, the name as it stands."""
+    return sorted(glob.glob(pattern)) or [pattern]
 
 
 def _braces(pattern: str) -> list[str]:

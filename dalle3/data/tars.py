@@ -124,7 +124,7 @@ class TarShards:
 
     def _members(self, tar: Path) -> Iterator[Member]:
         if not tar.is_file():
-            raise DataError(f"{tar} does not exist; check the path and the braces of the pattern")
+            raise DataError(f"{tar} does not exist; check the path or the pattern")
         try:
             with tar.open("rb") as file:
                 if file.read(2) == _GZIP:

@@ -149,6 +149,19 @@ def test_braces_are_expanded_as_the_shell_does():
     assert names == ["d/a-08.tar", "d/a-09.tar", "d/a-10.tar", "d/b-08.tar", "d/b-09.tar", "d/b-10.tar"]
 
 
+@pytest.mark.parametrize("pattern", ["*.tar", "{a,b}*.tar", "[ab]-?.tar"])
+def test_tars_are_found_by_a_pattern_of_the_shell(tmp_path, pattern):
+    for name, caption in (("b-0", b"second"), ("a-0", b"first")):
+        write_tar(tmp_path / f"{name}.tar", {"0.png": png(), "0.txt": caption})
+    source = open_pictures(str(tmp_path / pattern))
+    assert [source.load(i).captions for i in range(len(source))] == [("first",), ("second",)]
+
+
+def test_a_pattern_that_finds_nothing_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no-\*\.tar does not exist; check the path or the pattern"):
+        open_pictures(str(tmp_path / "no-*.tar"))
+
+
 def test_codes_survive_a_shard(tmp_path):
     codes = torch.randint(16, (3, 2, 2), generator=torch.Generator().manual_seed(0))
     write_shard(tmp_path / "c", codes, captions=[("a", "b"), (), ("ä",)], codec=CODEC)
