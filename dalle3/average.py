@@ -1,7 +1,8 @@
 """The mean of several trainings' weights, which often draws better than any one of them.
 
 Ends of one training, or of trainings that began with the same weights, lie in one valley of the loss; their mean lies
-lower (Izmailov et al., arXiv:1803.05407; Wortsman et al., arXiv:2203.05482).
+lower (Izmailov et al., arXiv:1803.05407; Wortsman et al., arXiv:2203.05482). So do the end of a training and what it
+began with (Wortsman et al., arXiv:2109.01903).
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from torch import Tensor
 from dalle3.checkpoint import Checkpoint, known_codec, place_of, verify
 from dalle3.convert.lora import KIND as LORA_KIND
 from dalle3.errors import CheckpointError
+from dalle3.models.dalle import DalleConfig, deepened
 from dalle3.shipped import located
 
 
 def average(checkpoints: Sequence[Checkpoint], paths: Sequence[Path]) -> Checkpoint:
     """The mean of models of one configuration, each weighing the same; what is not weights is that of the first.
+
+    A DALLE of fewer layers than the first takes part as what `--depth` makes of it, where the first may have begun.
 
     Args:
         checkpoints: two or more.
@@ -33,8 +37,10 @@ def average(checkpoints: Sequence[Checkpoint], paths: Sequence[Path]) -> Checkpo
         raise CheckpointError(
             f"{paths[0]} is a LoRA adapter, two factors whose mean says nothing; write each whole with `dalle3 convert`"
         )
-    for checkpoint, path in zip(checkpoints, paths, strict=True):
+    for checkpoint in checkpoints:
         verify(checkpoint)
+    checkpoints = [_as_deep(checkpoint, first) for checkpoint in checkpoints]
+    for checkpoint, path in zip(checkpoints, paths, strict=True):
         if what := _difference(first, checkpoint) or _other_words(first, paths[0], path):
             raise CheckpointError(f"{path} has {what} than {paths[0]}; only models of one make have a mean")
     return dataclasses.replace(
@@ -43,6 +49,16 @@ def average(checkpoints: Sequence[Checkpoint], paths: Sequence[Path]) -> Checkpo
         training=None,
         recommended=dataclasses.replace(first.recommended, best_of=None),  # the CLIP that would choose stays behind
     )
+
+
+def _as_deep(checkpoint: Checkpoint, first: Checkpoint) -> Checkpoint:
+    """The checkpoint, with as many layers as the first where both are DALLEs and it has fewer."""
+    config, own = first.config, checkpoint.config
+    if not isinstance(config, DalleConfig) or not isinstance(own, DalleConfig) or own.depth >= config.depth:
+        return checkpoint
+    if dataclasses.replace(own, depth=config.depth) != config or config.shared_attn_ids or config.shared_ff_ids:
+        return checkpoint
+    return dataclasses.replace(checkpoint, config=config, state=deepened(config, checkpoint.state))
 
 
 def _difference(first: Checkpoint, other: Checkpoint) -> str:

@@ -11,7 +11,7 @@ import torch
 import dalle3
 from dalle3.checkpoint import Checkpoint, build, read_folder, save_checkpoint
 from dalle3.cli import main
-from dalle3.models.dalle import Dalle, DalleConfig
+from dalle3.models.dalle import Dalle, DalleConfig, deepened
 from dalle3.sampling import Recommended
 from tests import tiny
 
@@ -75,6 +75,30 @@ def test_weights_shared_by_layers_stay_shared(tmp_path):
     network = build(read_folder(tmp_path / "mean"), device=torch.device("cpu"))
     names = dict(network.named_parameters(remove_duplicate=False))
     assert names["transformer.layers.0.1.fn.down.weight"] is names["transformer.layers.1.1.fn.down.weight"]
+
+
+def test_a_dalle_that_got_layers_has_a_mean_with_what_it_began_with(tmp_path):
+    begun = tiny.dalle(image_codec=tiny.codec())
+    config = dataclasses.replace(begun.config, depth=begun.config.depth + 1)
+    deeper = dataclasses.replace(begun, config=config, state=deepened(config, begun.state))
+    moved = dataclasses.replace(deeper, state={name: tensor + 1 for name, tensor in deeper.state.items()})
+    paths = [tmp_path / "end", tmp_path / "beginning"]
+    for checkpoint, path in zip((moved, begun), paths, strict=True):
+        save_checkpoint(checkpoint, path)
+    assert average(tmp_path / "mean", paths) == 0
+    found = read_folder(tmp_path / "mean")
+    assert found.config == config
+    for name, tensor in deeper.state.items():
+        torch.testing.assert_close(found.state[name], tensor + 0.5)
+
+
+def test_layers_that_share_weights_are_not_added_for_a_mean(tmp_path, capsys):
+    base = tiny.dalle(image_codec=None).config
+    for depth in (1, 2):
+        config = dataclasses.replace(base, depth=depth, shared_ff_ids=depth * (0,))
+        save_checkpoint(tiny.checkpoint("dalle", config, Dalle, seed=0), tmp_path / str(depth))
+    assert average(tmp_path / "mean", [tmp_path / "2", tmp_path / "1"]) == 2
+    assert "another configuration (depth, shared_ff_ids)" in complaint(capsys)
 
 
 def test_one_model_has_no_mean(tmp_path, capsys):
