@@ -38,7 +38,6 @@ class Lesson:
 _ALONE = {"single": 2, "hue": 2, "bg": 1, "badge": 1, "char": 1, "glyph": 1}
 _FEW = {"bg": 0.5, "badge": 0.5, "glyph": 0.2, "char": 0.7, "pair": 0.15, "cpair": 0.15, "count": 0.2}
 _MANY = {"bg": 1.2, "badge": 1.2, "glyph": 0.25, "char": 0.8, "pair": 0.7, "cpair": 0.7, "count": 1.2}
-_TOGETHER = {"bg": 1.2, "badge": 1.2, "glyph": 0.4, "char": 0.7, "pair": 1.5, "cpair": 1.2, "count": 1.5}
 _COMMON_STYLES = {"fluent-3d": 1, "fluent-flat": 1, "fluent-color": 0.6, "noto": 1, "twemoji": 1, "emojione": 1}
 _THINGS = ("activities", "animals & nature", "food & drink", "objects", "travel & places")
 
@@ -80,7 +79,6 @@ LESSONS = {
     "codes-first": Lesson(times=_alone),
     "codes-things": Lesson(times=_foremost(things=24, hues=7, others=1, beside=_FEW), first_caption=6),
     "codes-evenly": Lesson(times=_foremost(things=7, hues=3, others=1.5, beside=_MANY), first_caption=6),
-    "codes-together": Lesson(times=_foremost(things=4, hues=2, others=1.5, beside=_TOGETHER), first_caption=6),
 }
 
 

@@ -120,15 +120,14 @@ def test_things_of_everyday_in_common_styles_are_there_most_often(about, times):
     assert LESSONS["codes-things"].times(about) == pytest.approx(times)
 
 
-@pytest.mark.parametrize(("before", "after"), [("codes-things", "codes-evenly"), ("codes-evenly", "codes-together")])
-def test_each_further_lesson_has_things_less_often_and_scenes_of_several_more(before, after):
-    before, after = LESSONS[before].times, LESSONS[after].times
-    for alone in (single(), {**single(), "kind": "hue"}):
-        assert 0 < after(alone) < before(alone)
-    for several in ("pair", "cpair", "count", "glyph"):
-        assert 0 < before({"kind": several}) < after({"kind": several})
-    for either in (single(group="symbols"), {"kind": "bg"}, {"kind": "badge"}):
-        assert before(either) <= after(either)
+def test_the_even_lesson_has_things_less_often_and_the_kinds_beside_them_more():
+    things, evenly = LESSONS["codes-things"].times, LESSONS["codes-evenly"].times
+    assert evenly(single()) == 7
+    assert evenly({**single(), "kind": "hue"}) == 3
+    assert evenly(single(group="symbols")) == 1.5
+    beside = {"bg": 1.2, "badge": 1.2, "glyph": 0.25, "char": 0.8, "pair": 0.7, "cpair": 0.7, "count": 1.2}
+    for kind, times in beside.items():
+        assert things({"kind": kind}) < evenly({"kind": kind}) == times
 
 
 def test_the_codes_of_a_lesson_are_made_once_and_only_for_a_size_that_has_it(data, codes):

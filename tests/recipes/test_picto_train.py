@@ -350,8 +350,7 @@ def test_processes_share_the_batches_of_a_phase_too(data):
         ([{"share": 1, "flag": {}}], "have flag; a phase has share, source and flags"),
         (
             [{"share": 1, "source": "codes-last"}],
-            "source codes-last; only dalle has one of codes, codes-first, codes-things, codes-evenly, codes-together, "
-            "pictures",
+            "source codes-last; only dalle has one of codes, codes-first, codes-things, codes-evenly, pictures",
         ),
         ([{"share": 1, "flags": {"steps": 9}}], "they go into the part's flags"),
     ],
