@@ -114,7 +114,7 @@ def test_the_report_for_people_says_the_same(folder, capfd):
     [
         (["missing"], "missing does not exist; name a folder of pictures"),
         ([__file__], "is a file; name a folder of pictures"),
-        (["{00..01}.tar"], "00.tar does not exist; check the path and the braces"),
+        (["{00..01}.tar"], "00.tar does not exist; check the path or the pattern"),
         (["--named", "-1", "."], "named is -1; it must be at least 0"),
     ],
 )
