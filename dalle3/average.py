@@ -24,7 +24,7 @@ from dalle3.shipped import located
 def average(checkpoints: Sequence[Checkpoint], paths: Sequence[Path]) -> Checkpoint:
     """The mean of models of one configuration, each weighing the same; what is not weights is that of the first.
 
-    A DALLE of fewer layers than the first takes part as what `--depth` makes of it, where the first may have begun.
+    A DALLE of fewer layers than the first takes part as what `--depth` makes of it, for the first may have begun there.
 
     Args:
         checkpoints: two or more.
@@ -52,11 +52,11 @@ def average(checkpoints: Sequence[Checkpoint], paths: Sequence[Path]) -> Checkpo
 
 
 def _as_deep(checkpoint: Checkpoint, first: Checkpoint) -> Checkpoint:
-    """The checkpoint, with as many layers as the first where both are DALLEs and it has fewer."""
+    """The checkpoint, with as many layers as the first where both are DALLEs that differ in that alone."""
     config, own = first.config, checkpoint.config
-    if not isinstance(config, DalleConfig) or not isinstance(own, DalleConfig) or own.depth >= config.depth:
+    if not isinstance(config, DalleConfig) or not isinstance(own, DalleConfig):
         return checkpoint
-    if dataclasses.replace(own, depth=config.depth) != config or config.shared_attn_ids or config.shared_ff_ids:
+    if config.shares_layers or own.depth >= config.depth or dataclasses.replace(own, depth=config.depth) != config:
         return checkpoint
     return dataclasses.replace(checkpoint, config=config, state=deepened(config, checkpoint.state))
 

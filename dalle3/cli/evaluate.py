@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def name_splits(data: list[str]) -> dict[str, str]:
     for text in data:
         name, equals, path = text.partition("=")
         if not equals or "/" in name:
-            name, path = Path(text.split("{")[0]).name.split(".")[0].removesuffix(SHARD).rstrip("-"), text
+            name, path = Path(re.split("[{*]", text)[0]).name.split(".")[0].removesuffix(SHARD).rstrip("-"), text
         if found.setdefault(name, path) != path:
             raise ConfigError(
                 f"{found[name]} and {path} are both called {name}; name them, as in --data {name}1={path}"

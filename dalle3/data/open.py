@@ -60,8 +60,8 @@ def expand(pattern: str) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """The files of a pattern as the shell knows them; where there is none, the name as it stands."""
-    return sorted(glob.glob(pattern)) or [pattern]
+    """The files of a pattern as the shell knows them; a name that is there, or finds none, is meant as it stands."""
+    return [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern)) or [pattern]
 
 
 def _braces(pattern: str) -> list[str]:

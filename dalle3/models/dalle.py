@@ -94,6 +94,11 @@ class DalleConfig:
         """Text ids and image codes together, V + C."""
         return self.num_text_ids + self.num_image_tokens
 
+    @property
+    def shares_layers(self) -> bool:
+        """Whether layers share weights, so that none can be added or left out alone."""
+        return bool(self.shared_attn_ids or self.shared_ff_ids)
+
     def layer_attn_types(self) -> list[str]:
         """The attention type of each layer."""
         return list(islice(cycle(self.attn_types), self.depth))
@@ -277,7 +282,7 @@ def deepened(config: DalleConfig, state: dict[str, Tensor]) -> dict[str, Tensor]
     before = 1 + max(int(name.split(".")[2]) for name in state if name.startswith(LAYERS))
     if before == config.depth:
         return state
-    if config.shared_attn_ids or config.shared_ff_ids:
+    if config.shares_layers:
         raise ConfigError("layers of this DALLE share weights, so it cannot become deeper; leave --depth out")
     added = {}
     for layer in range(before, config.depth):

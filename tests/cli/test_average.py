@@ -92,13 +92,14 @@ def test_a_dalle_that_got_layers_has_a_mean_with_what_it_began_with(tmp_path):
         torch.testing.assert_close(found.state[name], tensor + 0.5)
 
 
-def test_layers_that_share_weights_are_not_added_for_a_mean(tmp_path, capsys):
+@pytest.mark.parametrize(("ids", "what"), [(((0,), (0, 0)), "depth, shared_ff_ids"), (((0,), (0,)), "depth")])
+def test_layers_that_share_weights_are_not_added_for_a_mean(tmp_path, capsys, ids, what):
     base = tiny.dalle(image_codec=None).config
-    for depth in (1, 2):
-        config = dataclasses.replace(base, depth=depth, shared_ff_ids=depth * (0,))
+    for depth, shared in enumerate(ids, start=1):
+        config = dataclasses.replace(base, depth=depth, shared_ff_ids=shared)
         save_checkpoint(tiny.checkpoint("dalle", config, Dalle, seed=0), tmp_path / str(depth))
     assert average(tmp_path / "mean", [tmp_path / "2", tmp_path / "1"]) == 2
-    assert "another configuration (depth, shared_ff_ids)" in complaint(capsys)
+    assert f"another configuration ({what})" in complaint(capsys)
 
 
 def test_one_model_has_no_mean(tmp_path, capsys):

@@ -252,6 +252,10 @@ def test_a_data_set_has_the_name_given_or_that_of_its_file():
     assert found["mine"] == "a/b.tar"
 
 
+def test_a_data_set_of_a_pattern_has_the_name_before_it():
+    assert list(name_splits(["data/val-*.tar", "x/train-{0..1}*.tar"])) == ["val", "train"]
+
+
 def test_two_data_sets_of_one_name_are_refused():
     with pytest.raises(ConfigError, match="both called val"):
         name_splits(["a/val-00000.tar", "b/val-00000.tar"])

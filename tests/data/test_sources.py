@@ -157,6 +157,13 @@ def test_tars_are_found_by_a_pattern_of_the_shell(tmp_path, pattern):
     assert [source.load(i).captions for i in range(len(source))] == [("first",), ("second",)]
 
 
+def test_a_tar_whose_name_looks_like_a_pattern_is_meant_by_it(tmp_path):
+    for name, caption in (("a1", b"another"), ("a[1]", b"meant")):
+        write_tar(tmp_path / f"{name}.tar", {"0.png": png(), "0.txt": caption})
+    source = open_pictures(str(tmp_path / "a[1].tar"))
+    assert [source.load(i).captions for i in range(len(source))] == [("meant",)]
+
+
 def test_a_pattern_that_finds_nothing_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no-\*\.tar does not exist; check the path or the pattern"):
         open_pictures(str(tmp_path / "no-*.tar"))
